@@ -234,26 +234,26 @@ def ascend(
     u,              # where to start, (B, k)
     radius=None,    # of the ball, a number or one for each row; the set's own if None
     steps=50,       # number of gradient steps
-    step_size=None, # length of the first step; 2.5 radius / steps if None (Madry et al. 2018)
-    decay=True,     # shrink the step along a half cosine to a tenth
+    step_size=None, # length of the first step; the radius if None
+    decay=True,     # shrink the steps along a half cosine to a hundredth of the first
 ):
     "Returns the best point found and its objective, (B, k) and (B,): projected gradient ascent in the latent ball."
     radius = torch.as_tensor(S.radius if radius is None else radius, dtype=u.dtype, device=u.device)
-    step_size = 2.5 * radius / max(steps, 1) if step_size is None else torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
+    step_size = radius if step_size is None else torch.as_tensor(step_size, dtype=u.dtype, device=u.device)
     u = S.project(u, radius).detach()
     best_u, best = u, u.new_full((len(u),), -math.inf)
     for i in range(steps + 1):
         last = i == steps
         with torch.set_grad_enabled(not last):
-            v = u.requires_grad_(not last)
+            v = u.detach().requires_grad_(not last)
             value = objective(S.perturb(cond, v))
         better = value.detach() > best
         best = torch.where(better, value.detach(), best)
-        best_u = torch.where(better[:, None], u.detach(), best_u)
+        best_u = torch.where(better[:, None], u, best_u)
         if last: return best_u, best
         grad, = torch.autograd.grad(value.sum(), v)
-        rate = .55 + .45 * math.cos(math.pi * i / steps) if decay else 1.
-        u = S.project(u.detach() + (rate * step_size)[..., None] * steepest(grad, S.norm), radius)
+        rate = .505 + .495 * math.cos(math.pi * i / steps) if decay else 1.
+        u = S.project(u + (rate * step_size)[..., None] * steepest(grad, S.norm), radius)
 
 # %% ../nbs/00_sets.ipynb #8c69b457
 class LinfSet(PerturbationSet):
