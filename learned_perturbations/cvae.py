@@ -192,6 +192,15 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         kl = sum(self.posterior(x.to(device), t.to(device)).kl.sum(0) for x, t in pairs.batches(256, generator)) / len(pairs)
         return (kl > threshold).nonzero()[:, 0]
 
+    @torch.no_grad()
+    def encoding_norms(self,
+        pairs,          # a source of pairs
+        generator=None, # torch.Generator, for sources that draw
+    ):
+        "Returns the norm of every pair's encoding, (N,): the radius at which the set begins to hold its encoding."
+        device = next(self.cvae.parameters()).device
+        return torch.cat([self.encode(x.to(device), t.to(device)).norm(dim=1) for x, t in pairs.batches(256, generator)])
+
     def pin(self,
         dims, # positions to keep, (j,), from `active`
     ):

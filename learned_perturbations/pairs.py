@@ -142,13 +142,14 @@ class KnownPairs(Pairs):
             if fixed < 1: raise ValueError(f"fixed must be at least 1, or None for new perturbations each time; got {fixed}")
             self.u = S.sample(len(x) * fixed, generator=torch.Generator().manual_seed(seed))
 
-    def __len__(self): return len(self.x) * (self.fixed or 1)
+    def __len__(self): return len(self.x)
 
     @torch.no_grad()
     def batch(self, idx, generator=None):
-        x = self.x[idx // (self.fixed or 1)]
-        u = self.S.sample(len(x), generator=generator) if self.fixed is None else self.u[idx]
-        return x, self.S(x, u)
+        x = self.x[idx]
+        if self.fixed is None: return x, self.S(x, self.S.sample(len(x), generator=generator))
+        version = torch.randint(self.fixed, (len(x),), generator=generator)
+        return x, self.S(x, self.u[idx * self.fixed + version])
 
 # %% ../nbs/02_pairs.ipynb #b2b64e59
 severities = dict(gaussian_noise=(.04, .06, .08, .09, .10), shot_noise=(500, 250, 100, 75, 50), impulse_noise=(.01, .02, .03, .05, .07),
