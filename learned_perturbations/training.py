@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['published', 'recipes', 'schedule', 'Recipe', 'known', 'get_recipe', 'check_recipe', 'perturbation', 'recipe_pairs',
-           'summary', 'proportion', 'environment', 'write_results', 'check_folder', 'bf16_available', 'mixed', 'seeded',
-           'save_checkpoint', 'load_checkpoint', 'fit', 'cvae_loss', 'train']
+           'summary', 'proportion', 'environment', 'write_results', 'seeded', 'measured', 'check_folder', 'in_pieces',
+           'bf16_available', 'mixed', 'save_checkpoint', 'load_checkpoint', 'fit', 'cvae_loss', 'train']
 
 # %% ../nbs/05_training.ipynb #4ecae67d
 import json
@@ -80,14 +80,14 @@ def known(*rows):
 _fc = Recipe("mnist-linf-fc-published", data="mnist")
 _conv = replace(_fc, name="mnist-linf-conv-published", network="mnist_conv", lr="0:1e-3 0.5:1e-3 0.75:5e-4 1:1e-4")
 _rts = Recipe("mnist-rts-published", data="mnist", **published["rts"])
-_quick = dict(published["fast"], lr="0:1e-4 0.25:2e-3 1:0", clip=1000.)
+_quick = dict(published["fast"], batch_size=64, lr="0:1e-4 0.2:1e-3 1:0")
 recipes = known(
     _fc, replace(_fc, name="mnist-linf-fc", epochs=10, lr="0:2e-4 0.3:1e-3 1:0", **published["fast"]),
     _conv, replace(_conv, name="mnist-linf-conv", epochs=8, lr="0:2e-4 0.3:2e-3 1:0", **published["fast"]),
-    _rts, replace(_rts, name="mnist-rts", epochs=20, **_quick),
+    _rts, replace(_rts, name="mnist-rts", epochs=16, **_quick),
     replace(_rts, name="mnist-rts-5-published", fixed=5), replace(_rts, name="mnist-rts-5", fixed=5, epochs=10, **_quick),
     replace(_rts, name="mnist-rts-1-published", fixed=1), replace(_rts, name="mnist-rts-1", fixed=1, epochs=10, **_quick),
-    replace(_rts, name="demo", data="digits", epochs=16, **_quick))
+    replace(_rts, name="demo", data="digits", epochs=12, **{**_quick, "batch_size": 32}))
 
 def get_recipe(
     name,        # a key of `recipes`
@@ -162,6 +162,28 @@ def write_results(
     "Writes `content` with the environment of this run; raises OSError if the folder cannot be written."
     with replacing(path) as temporary: temporary.write_text(json.dumps(dict(content, **environment()), indent=1, default=float))
 
+def seeded(
+    seed, # of a run
+    part, # number of the epoch or piece
+):
+    "Returns the random generator of one part of a run."
+    return torch.Generator().manual_seed(seed * 1_000_003 + part)
+
+def measured(
+    path,     # of the results file
+    settings, # what the measurement depends on, a dictionary
+    compute,  # () -> dictionary of what was measured
+):
+    "Returns the results in `path` if they were made with the same settings; if not, computes and writes them."
+    settings = json.loads(json.dumps(settings, default=str))
+    if Path(path).exists():
+        try: kept = json.loads(Path(path).read_text())
+        except ValueError: kept = {}
+        if kept.get("asked") == settings: return kept
+    start = time.time()
+    write_results(path, asked=settings, **compute(), seconds=time.time() - start)
+    return json.loads(Path(path).read_text())
+
 def check_folder(
     folder, # where results will go
 ):
@@ -174,7 +196,29 @@ def check_folder(
     except OSError as e: raise OSError(f"cannot write to the folder {folder}: {e}") from e
     return folder
 
-# %% ../nbs/05_training.ipynb #5e552564
+# %% ../nbs/05_training.ipynb #e4c2abe1
+def in_pieces(
+    work,          # (piece, torch.Generator) -> dictionary of tensors with one row per example
+    pieces,        # what to call it with, a list
+    path,          # file that keeps finished pieces; None: keep nothing
+    settings=None, # what a kept file must have been made with, a dictionary
+    seed=0,        # of everything random
+    title="work",  # of the progress bar
+):
+    "Returns the rows of all pieces, a dictionary of tensors; removes `path` at the end. A file of other settings is begun anew."
+    done, settings, path = [], dict(settings or {}, seed=seed, pieces=len(pieces)), path and Path(path)
+    if path and path.exists():
+        try: kept = torch.load(path, weights_only=True)
+        except Exception: kept = dict(settings=None)  # half a file from another program: the pieces are computed again
+        if kept["settings"] == settings: done = kept["done"]
+    for i, piece in enumerate(tqdm(pieces[len(done):], desc=title, initial=len(done), total=len(pieces), unit="piece"), len(done)):
+        done.append({k: v.cpu() for k, v in work(piece, seeded(seed, i)).items()})
+        if path:
+            with replacing(path) as temporary: torch.save(dict(settings=settings, done=done), temporary)
+    if path: path.unlink(missing_ok=True)
+    return {k: torch.cat([d[k] for d in done]) for k in done[0]}
+
+# %% ../nbs/05_training.ipynb #d7be4766
 def bf16_available():
     "Whether this GPU, or this processor, computes in bf16 natively."
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
@@ -187,10 +231,6 @@ def mixed(
     "Returns the autocast context of that precision."
     on = precision == "bf16" or precision == "auto" and bf16_available()
     return torch.autocast(torch.device(device).type, torch.bfloat16) if on else nullcontext()
-
-def seeded(seed, epoch):
-    "Returns the random generator of an epoch."
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 def save_checkpoint(path, net, optimizer, epoch, history, settings):
     "Writes everything the loop needs to go on after `epoch`."
@@ -209,7 +249,7 @@ def load_checkpoint(path, net, optimizer, settings):
     optimizer.load_state_dict(state["optimizer"])
     return state["epoch"], state["history"]
 
-# %% ../nbs/05_training.ipynb #1bbeeae1
+# %% ../nbs/05_training.ipynb #272dc78b
 def fit(
     net,                # module to train, in place
     batches,            # generator (torch.Generator) -> iterable of batches, each a tuple of tensors
@@ -239,7 +279,7 @@ def fit(
     with tqdm(total=total, initial=min(epoch * steps, total), desc=title, unit="step", disable=not accelerator.is_main_process, mininterval=1) as bar:
         for epoch in range(epoch, math.ceil(epochs)):
             generator, sums, start = seeded(seed, epoch), {}, time.time()
-            torch.manual_seed(seed * 1_000_003 + epoch)
+            torch.manual_seed(generator.initial_seed())
             for i, batch in enumerate(batches(generator)):
                 step = epoch * steps + i
                 if step >= total: break
@@ -261,7 +301,7 @@ def fit(
     net.eval()
     return history
 
-# %% ../nbs/05_training.ipynb #8407ad9b
+# %% ../nbs/05_training.ipynb #e5b54fec
 def cvae_loss(
     beta, # schedule of the weight on the KL
 ):
@@ -294,7 +334,7 @@ def train(
     history = fit(cvae, batches, cvae_loss(recipe.beta), here, recipe.epochs, steps, recipe.lr, recipe.weight_decay, recipe.clip,
                   recipe.precision, recipe.channels_last, recipe.seed, settings, recipe.name)
     S = LearnedSet(fold(cvae) if recipe.network == "mnist_stn" else cvae)
-    norms = S.encoding_norms(val, seeded(recipe.seed, -1))
+    norms = S.encoding_norms(val, seeded(recipe.seed, 999_983))
     S.radius = norms.max().item()
     write_results(here / "results.json", recipe=settings, history=history, seconds=sum(h["seconds"] for h in history),
                   radius=dict(max=S.radius, p999=torch.quantile(norms.cpu(), .999).item(), n=len(norms)))
