@@ -251,7 +251,7 @@ def ascend(
         best = torch.where(better, value.detach(), best)
         best_u = torch.where(better[:, None], u, best_u)
         if last: return best_u, best
-        grad, = torch.autograd.grad(value.sum(), v)
+        grad, = torch.autograd.grad(value, v, torch.ones_like(value))
         rate = .505 + .495 * math.cos(math.pi * i / steps) if decay else 1.
         u = S.project(u + (rate * step_size)[..., None] * steepest(grad, S.norm), radius)
 
