@@ -198,7 +198,7 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         generator=None, # torch.Generator, for sources that draw
     ):
         "Returns the norm of every pair's encoding, (N,): the radius at which the set begins to hold its encoding."
-        device = next(self.cvae.parameters()).device
+        device = next(self.parameters()).device
         return torch.cat([self.encode(x.to(device), t.to(device)).norm(dim=1) for x, t in pairs.batches(256, generator)])
 
     def pin(self,

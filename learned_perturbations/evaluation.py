@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['posterior_likelihood', 'measure', 'evaluate', 'smallest_norm', 'conformal_radius', 'PublishedProjection',
-           'named_and_actual']
+           'named_and_actual', 'quality']
 
-# %% ../nbs/06_evaluation.ipynb #571e14e4
+# %% ../nbs/06_evaluation.ipynb #174ff7e2
 import math
+from pathlib import Path
 
 import torch
 from scipy import stats
@@ -17,7 +18,7 @@ from .criteria import (draw_errors, farthest, information_bound, log_mean_likeli
                                             necessary_subset_bound, squared_error, sufficient_likelihood_bound)
 from .cvae import reconstruction
 from .sets import PerturbationSet, check_radius, gaussian, norms
-from .training import in_pieces, mixed, proportion, summary
+from .training import in_pieces, mixed, proportion, seeded, summary
 
 # %% ../nbs/06_evaluation.ipynb #d920eeed
 def posterior_likelihood(
@@ -155,3 +156,31 @@ def named_and_actual(
             rows.append(dict(batch=size, projection=name, named=named, actual=actual.mean().item(), largest=actual.max().item(),
                              nearest=torch.cat([p.error for p in parts]).mean().item()))
     return rows
+
+# %% ../nbs/06_evaluation.ipynb #54c6b8f9
+def quality(
+    S,               # a LearnedSet
+    val,             # a source of validation pairs
+    test,            # a source of test pairs
+    calibration=500, # pairs that calibrate the conformal radius, and that check it
+    folder=None,     # keeps finished batches, to go on after a stop
+    seed=0,          # of everything random
+    **settings,      # of `evaluate`
+):
+    "Returns `evaluate` on the test pairs with the encoding norms, conformal radii (90 and 99 %) and the published projection, a dictionary."
+    keep, (n, m) = (lambda part: folder and Path(folder) / f".{part}.pt"), (min(calibration, len(val) // 2), min(calibration, len(test)))
+    result = evaluate(S, test, seed=seed, path=keep("table"), **settings)
+    device = next(S.parameters()).device
+    pairs = lambda source, idx, g: (t.to(device) for t in source.batch(idx, g))
+    with torch.no_grad():
+        x, x_tilde = pairs(val, torch.arange(len(val) - min(n, 500), len(val)), seeded(seed, 1))
+        tau = squared_error(S(x, S.project(S.encode(x, x_tilde))), x_tilde).mean().item()
+    def norms_found(source, count, part):
+        work = lambda idx, g: dict(r=smallest_norm(S, *pairs(source, idx, g), tau, generator=g))
+        return in_pieces(work, list(torch.arange(count).split(125)), keep(part), dict(tau=tau, radius=S.radius), seed, part)["r"]
+    known, new = norms_found(val, n, "calibration"), norms_found(test, m, "check")
+    rows = [dict(promised=1 - a, radius=conformal_radius(known, a), held=proportion(new <= conformal_radius(known, a))) for a in (.1, .01)]
+    norm = S.encoding_norms(val, seeded(seed, 2)).cpu()
+    x, x_tilde = pairs(test, torch.arange(min(128, len(test))), seeded(seed, 3))
+    return dict(result, encoding_norm=dict(max=norm.max().item(), p999=norm.quantile(.999).item(), n=len(norm)),
+                conformal=dict(tau=tau, calibration=n, rows=rows), named_and_actual=named_and_actual(S, x, x_tilde))
