@@ -90,7 +90,7 @@ recipes = known(
     replace(_rts, name="demo", data="digits", epochs=12, **{**_quick, "batch_size": 32}))
 
 def get_recipe(
-    name,        # a key of `recipes`
+    name, /,     # a key of `recipes`
     **overrides, # fields to change
 ):
     "Returns the recipe with some fields changed. Raises ValueError for an unknown name, field or value."
