@@ -87,7 +87,7 @@ recipes = known(
     _rts, replace(_rts, name="mnist-rts", epochs=16, **_quick),
     replace(_rts, name="mnist-rts-5-published", fixed=5), replace(_rts, name="mnist-rts-5", fixed=5, epochs=10, **_quick),
     replace(_rts, name="mnist-rts-1-published", fixed=1), replace(_rts, name="mnist-rts-1", fixed=1, epochs=10, **_quick),
-    replace(_rts, name="demo", data="digits", epochs=12, **{**_quick, "batch_size": 32}))
+    replace(_rts, name="demo", data="digits", epochs=10, **{**_quick, "batch_size": 32}))
 
 def get_recipe(
     name, /,     # a key of `recipes`
