@@ -22,9 +22,10 @@ from accelerate.utils import gather_object
 from scipy import special, stats
 from tqdm.auto import tqdm
 
-# %% ../nbs/09_certification.ipynb #c8de5ce2
+# %% ../nbs/09_certification.ipynb #bae19d65
 from .attacks import evaluating, logits
 from .sets import check_pictures, select
+from .training import mixed
 
 # %% ../nbs/09_certification.ipynb #6f675b73
 def clopper_pearson(
@@ -127,7 +128,7 @@ def noise(
     h = mix(row[:, None] ^ mix(torch.arange(k, device=example.device))[None])
     return torch.special.ndtri((((h >> 11) & ((1 << 53) - 1)).double() + .5) / 2**53).float()
 
-# %% ../nbs/09_certification.ipynb #8cad603f
+# %% ../nbs/09_certification.ipynb #951977bf
 class Certificate(NamedTuple):
     "For each example (B,): the class (-1: abstain), the certified radius in u, the bound on the class's probability, the draws used."
     prediction: torch.Tensor
@@ -145,9 +146,11 @@ class Sampler:
         sigma,       # standard deviation of the noise in u
         sigma_x=0.,  # standard deviation of noise on the pixels
         seed=0,      # of the noise
-        batch=1000,  # draws at a time
+        batch=200,   # draws at a time
+        precision="float32", # of generator and classifier: "float32", "bf16" or "auto"
     ):
-        self.model, self.S, self.ids, self.sigma, self.sigma_x, self.seed, self.batch, self.shape = model, S, ids.to(x.device), sigma, sigma_x, seed, batch, x.shape[1:]
+        self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids.to(x.device), sigma, sigma_x
+        self.seed, self.batch, self.precision, self.shape = seed, batch, precision, x.shape[1:]
         self.cond = S.condition(x)
 
     def classes(self,
@@ -157,9 +160,10 @@ class Sampler:
         "Yields positions and predicted classes, (m,) and (m,) or (m, H, W), in full batches."
         for r, d in zip(rows.split(self.batch), draws.split(self.batch)):
             u = self.sigma * noise(self.seed, self.ids[r], d, self.S.latent_dim)
-            pictures = self.S.perturb(select(self.cond, r), u)
-            if self.sigma_x: pictures = pictures + self.sigma_x * noise(self.seed, self.ids[r], d, math.prod(self.shape), 1).view_as(pictures)
-            z = logits(self.model, pictures)
+            with mixed(self.precision, u.device):
+                pictures = self.S.perturb(select(self.cond, r), u)
+                if self.sigma_x: pictures = pictures + self.sigma_x * noise(self.seed, self.ids[r], d, math.prod(self.shape), 1).view_as(pictures)
+                z = logits(self.model, pictures)
             self.n_classes = z.shape[1]
             yield r, z.argmax(1)
 
@@ -190,9 +194,8 @@ def adaptive_bounds(sampler, n0, n, alpha, radius):
     t, k, state = np.zeros(b, dtype=int), np.zeros(b, dtype=int), np.zeros(b, dtype=int)  # state: 1 certified, -1 given up
     while len(left := np.flatnonzero((state == 0) & (t < n))):
         left = left[np.argsort(t[left], kind="stable")]                                    # the fewest draws first
-        each = max(1, min(sampler.batch // len(left), n - t[left[0]], 32 + t[left[0]]))
-        left = left[:max(1, sampler.batch // each)]
-        each = np.minimum(each, n - t[left])
+        each = np.minimum(np.maximum(16, t[left] // 8), n - t[left])                       # looks depend on the example's own draws alone
+        left = left[:max(1, np.searchsorted(each.cumsum(), 1000, "right"))]; each = each[:len(left)]
         rows = np.repeat(left, each)
         draws = np.concatenate([n0 + t[i] + np.arange(m) for i, m in zip(left, each)])
         counts = sampler.count(torch.as_tensor(rows, device=sampler.ids.device), torch.as_tensor(draws, device=sampler.ids.device))
@@ -223,12 +226,13 @@ def certify(
     radius=None,    # the radius in question; None: the largest that can be certified
     adaptive=False, # stop as soon as the radius in question is settled
     seed=0,         # of the noise
-    batch=1000,     # draws at a time
+    batch=200,      # draws at a time: few enough for the processor's cache; more on a GPU
     path=None,      # file of finished rows, to go on after a stop
     progress=False, # show a progress bar
     first=0,        # number of the first example: example i of a data set has the same noise in any slice
     sigma_x=0.,     # standard deviation of noise on the pixels
     group=50,       # examples that are conditioned together
+    precision="float32", # of generator and classifier: "float32", "bf16" or "auto"; ask `predict` with the same
 ):
     """Returns a `Certificate`: for a certified example the smoothed classifier gives `prediction` at every u with norm at
     most `radius`. With `adaptive`, `radius` is required and the certified radius is it or 0. With pixel noise it covers (u, ξ) with
@@ -238,7 +242,7 @@ def certify(
     if S.norm != 2: raise ValueError(f"S must have norm 2: smoothing with Gaussian noise certifies no ball of norm {S.norm}")
     if not sigma > 0 or not 0 < alpha < 1 or n < 1 or n0 < 1: raise ValueError(f"sigma, n0 and n must be positive and alpha between 0 and 1; got {sigma}, {n0}, {n}, {alpha}")
     if adaptive and not (radius is not None and radius > 0): raise ValueError(f"radius must be positive for adaptive certificates, which settle whether it is certified; got {radius}")
-    settings = dict(sigma=sigma, n0=n0, n=n, alpha=alpha, radius=radius, adaptive=adaptive, seed=seed, sigma_x=sigma_x)
+    settings = dict(sigma=sigma, n0=n0, n=n, alpha=alpha, radius=radius, adaptive=adaptive, seed=seed, sigma_x=sigma_x, precision=precision)
     state = PartialState()
     mine = path and Path(path).with_name(Path(path).name + (f".{state.process_index}" if state.num_processes > 1 else ""))
     rows = kept_rows(mine, settings) if mine else {}
@@ -246,7 +250,7 @@ def certify(
     if mine and not mine.exists(): append(mine, [settings])
     with evaluating(model), tqdm(total=len(todo), disable=not progress, desc="certifying", unit="picture") as bar:
         for part in (todo[i:i + group] for i in range(0, len(todo), group)):
-            sampler = Sampler(model, S, x[part], first + torch.tensor(part), sigma, sigma_x, seed, batch)
+            sampler = Sampler(model, S, x[part], first + torch.tensor(part), sigma, sigma_x, seed, batch, precision)
             top, p, draws = (adaptive_bounds if adaptive else fixed_bounds)(sampler, n0, n, alpha, radius)
             r = np.where(p > 0, radius, 0.) if adaptive else certified_radius(p, sigma)
             ok = r > 0 if radius is None else r >= radius
@@ -274,13 +278,14 @@ def predict(
     n=1_000,    # draws
     alpha=.001, # probability with which an answer may differ from the smoothed classifier's
     seed=0,     # of the noise
-    batch=1000, # draws at a time
+    batch=200,  # draws at a time
     first=0,    # number of the first example
+    precision="float32", # of generator and classifier: "float32", "bf16" or "auto"
 ):
     "Returns the smoothed classifier's class for each picture, (B,), -1 where n draws do not settle it (Cohen et al. 2019, PREDICT)."
     check_pictures(x)
     with evaluating(model):
-        sampler = Sampler(model, S, x, first + torch.arange(len(x)), sigma, 0., seed, batch)
+        sampler = Sampler(model, S, x, first + torch.arange(len(x)), sigma, 0., seed, batch, precision)
         counts = sampler.count(*sampler.block(0, n))
     two = np.sort(counts, 1)[:, -2:]
     p = np.minimum(2 * stats.binom.sf(two[:, 1] - 1, two.sum(1), .5), 1)

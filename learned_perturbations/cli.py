@@ -89,7 +89,7 @@ def lp_harden(
     x, y = load_pictures(recipe.data, "val", recipe.pad, recipe.root)
     print(f"{Path(folder) / recipe.name}: {correct(net, x, y).float().mean():.1%} right on the validation pictures")
 
-# %% ../nbs/11_cli.ipynb #6c4f33cc
+# %% ../nbs/11_cli.ipynb #38a41ffe
 def run_of(
     S, # name of a shipped set, or a folder
 ):
@@ -188,17 +188,17 @@ def lp_certify(
     "Certify a smoothed classifier in the ball of a set."
     net, learned, x, y = classifier_and_set(classifier, S, data, pad, root, limit)
     here = check_folder(folder)
-    settings = dict(classifier=classifier, S=S, sigma=sigma, radius=radius, adaptive=adaptive, n=n, n0=n0, alpha=alpha, sigma_x=sigma_x, data=data, pad=pad, limit=limit, seed=seed)
+    settings = dict(classifier=classifier, S=S, sigma=sigma, radius=radius, adaptive=adaptive, n=n, n0=n0, alpha=alpha, sigma_x=sigma_x, precision=precision, data=data, pad=pad, limit=limit, seed=seed)
     stem = f"{Path(classifier).name}-in-{Path(S).name}-certify"
     def compute():
-        c = certify(net, learned, x, sigma, n0, n, alpha, radius or None, adaptive, seed, path=here / f"{stem}.jsonl", progress=True, sigma_x=sigma_x)
+        c = certify(net, learned, x, sigma, n0, n, alpha, radius or None, adaptive, seed, path=here / f"{stem}.jsonl", progress=True, sigma_x=sigma_x, precision=precision)
         at = [radius] if radius else [0., *(sigma * k / 2 for k in range(1, 8))]
         return dict(radii=at, accuracy=certified_accuracy(c, y, at).tolist(), abstained=(c.prediction < 0).double().mean().item(), draws=c.draws.double().mean().item())
     r = measured(here / f"{stem}.json", settings, compute)
     for a, b in zip(r["radii"], r["accuracy"]): print(f"certified and right at radius {a:5.2f}: {b:.1%}")
     print(f"{r['draws']:.0f} draws a picture; {here / f'{stem}.json'}")
 
-# %% ../nbs/11_cli.ipynb #bef4b3c4
+# %% ../nbs/11_cli.ipynb #e55d736b
 radii = [0., .25, .5, 1., 1.5, 2., 3.]  # at which the demonstration attacks and certifies
 demo_names = dict(clean="trained on clean digits", adversarial="hardened by adversarial training", gaussian="trained with latent noise")
 
@@ -241,7 +241,7 @@ def lp_demo(
     table = measured(here / "quality.json", settings, lambda: evaluate(S, pairs, 1, 30, 8, path=here / ".quality.pt"))
     attack = measured(here / "attack.json", settings, lambda: demo_attack(nets, S, x, y, real))
     def certified():
-        c = certify(nets["gaussian"], S, x, 1., n=1000, path=here / "certificates.jsonl", progress=True)
+        c = certify(nets["gaussian"], S, x, 1., n=1000, precision="auto", path=here / "certificates.jsonl", progress=True)
         return dict(radii=radii, accuracy=certified_accuracy(c, y, radii).tolist())
     certificate = measured(here / "certificate.json", settings, certified)
     print("page:", demo_page(here / "index.html", S, nets, pairs, x, y, table, attack, certificate).resolve())

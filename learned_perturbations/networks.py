@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 # %% ../nbs/04_networks.ipynb #ab632502
 from .cvae import CVAE, LearnedSet, build, builders, fill
+from .sets import sampling_grid
 
 # %% ../nbs/04_networks.ipynb #a51924dc
 class FCEncoder(nn.Module):
@@ -122,10 +123,9 @@ class STNGenerator(nn.Module):
         self.block, self.conv = ReflectBlock(n), nn.Conv2d(n, 1, 5)
     def features(self, x): return x
     def forward(self, x, z):
-        theta = self.localization(self.fc(z)).float()
-        (b, n), (h, w) = theta.shape[:2], x.shape[-2:]
-        grid = F.affine_grid(theta.flatten(0, 1), (b * n, 1, h, w), align_corners=False).view(b, n * h, w, 2)
-        warped = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).view(b, n, h, w)
+        theta, (h, w) = self.localization(self.fc(z)).float(), x.shape[-2:]
+        grid = sampling_grid(theta.flatten(0, 1), (h, w)).view(len(theta), -1, w, 2)
+        warped = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).unflatten(2, (-1, h)).squeeze(1)
         return self.conv(F.pad(self.block(warped), (2,) * 4, "reflect"))
 
 def mnist_stn(likelihood="bernoulli", folded=False):

@@ -139,7 +139,7 @@ class Losses:
 
 methods = ("clean", "pairs", "augment", "adversarial", "adversarial-plain", "trades", "free", "fast", "gaussian")
 
-# %% ../nbs/08_robust_training.ipynb #397afd32
+# %% ../nbs/08_robust_training.ipynb #4827f620
 @dataclass(frozen=True)
 class HardenRecipe:
     "Everything that determines the training of a classifier."
@@ -168,7 +168,7 @@ _demo = HardenRecipe(data="digits", set="demo", epochs=6, batch_size=64)
 harden_recipes = known(
     *(replace(_mnist, name=f"mnist-{m}", method=m, **dict(dict(radius=0. if m in ("clean", "pairs") else 2.), **kw)) for m, kw in dict(
         clean={}, pairs={}, augment=dict(radius=0.), adversarial={}, trades={}, free=dict(epochs=8), fast={}, gaussian={}).items()),
-    replace(_demo, name="demo-clean", method="clean"), replace(_demo, name="demo-adversarial", radius=2., steps=3, epochs=4),
+    replace(_demo, name="demo-clean", method="clean"), replace(_demo, name="demo-adversarial", radius=2., steps=3),
     replace(_demo, name="demo-gaussian", method="gaussian"))
 
 def get_harden_recipe(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_pictures', 'check_labels', 'check_radius', 'norms', 'project_ball', 'directions', 'gaussian', 'uniform',
            'uniform_ball', 'truncated_normal', 'select', 'PerturbationSet', 'AffineSet', 'steepest', 'ascend',
-           'LinfSet', 'RTSSet']
+           'LinfSet', 'sampling_grid', 'RTSSet']
 
 # %% ../nbs/00_sets.ipynb #8ec60bc9
 import math
@@ -274,6 +274,15 @@ class LinfSet(PerturbationSet):
         return (x_tilde - x).flatten(1)
 
 # %% ../nbs/00_sets.ipynb #8351fc3e
+def sampling_grid(
+    theta, # affine maps from output to input coordinates, (B, 2, 3)
+    size,  # height and width of the pictures
+):
+    "Returns `F.affine_grid(theta, (B, 1, *size), align_corners=False)`, (B, H, W, 2): a row term plus a column term."
+    y, x = (torch.arange(1 - n, n, 2, dtype=theta.dtype, device=theta.device) / n for n in size)
+    a, b, c = torch.view_as_complex(theta.mT.contiguous())[..., None].unbind(1)  # a point is a complex number, (B, 1)
+    return torch.view_as_real((a * x + c)[:, None] + (b * y)[:, :, None])
+
 class RTSSet(PerturbationSet):
     "The pictures rotated, translated and scaled: u holds the angle, the scale and the two shifts, each in [-1, 1]."
     def __init__(self,
@@ -291,7 +300,7 @@ class RTSSet(PerturbationSet):
         u,    # latent points, (B, 4)
         size, # height and width of the pictures
     ):
-        "Returns the affine maps from output to input coordinates, (B, 2, 3), as `F.affine_grid` takes them."
+        "Returns the affine maps from output to input coordinates, (B, 2, 3), as `sampling_grid` takes them."
         a = u[:, 0] * math.radians(self.angle)
         lo, hi = self.scale
         s = (lo + hi) / 2 + u[:, 1] * (hi - lo) / 2
@@ -302,5 +311,5 @@ class RTSSet(PerturbationSet):
 
     def perturb(self, cond, u):
         if u.ndim == 3: return self.many(cond, u)
-        grid = F.affine_grid(self.matrices(u, cond.shape[-2:]), cond.shape, align_corners=False)
+        grid = sampling_grid(self.matrices(u, cond.shape[-2:]), cond.shape[-2:])
         return F.grid_sample(cond, grid, align_corners=False).clamp(0, 1)
