@@ -28,6 +28,7 @@ class Point(NamedTuple):
     error: torch.Tensor
     u: torch.Tensor
 
+# %% ../nbs/01_criteria.ipynb #4015a12b
 def ball_radius(
     S,      # a PerturbationSet
     x,      # pictures, (B, ...)
@@ -36,10 +37,12 @@ def ball_radius(
     "Returns the radius as a float or a (B,) tensor. Raises ValueError if it is not positive, or a tensor of another shape."
     if radius is None: radius = S.radius
     if not isinstance(radius, torch.Tensor) or radius.ndim == 0: return check_radius(radius)
-    if radius.shape != (len(x),): raise ValueError(f"radius must be one number or one for each of the {len(x)} pictures; got shape {tuple(radius.shape)}")
+    if radius.shape != (len(x),):
+        raise ValueError(f"radius must be one number or one for each of the {len(x)} pictures; got shape {tuple(radius.shape)}")
     if not ((radius >= 0) & radius.isfinite()).all(): raise ValueError("every radius must be finite and not negative")
     return radius.detach().to(x)
 
+# %% ../nbs/01_criteria.ipynb #7e6589ed
 def squared_error(
     pictures, # (B, ...)
     x_tilde,  # perturbed pictures, (B, ...)
@@ -47,6 +50,7 @@ def squared_error(
     "Returns the squared distance of each pair, summed over the picture, (B,)."
     return (pictures - x_tilde).pow(2).flatten(1).sum(1)
 
+# %% ../nbs/01_criteria.ipynb #9e3c5f38
 @torch.no_grad()
 def encoder_error(
     S,           # a PerturbationSet with `encode`
@@ -77,6 +81,7 @@ def random_start(
     with torch.no_grad(): best = torch.stack([objective(S.perturb(cond, v)) for v in u.unbind(1)], 1).argmax(1)
     return u[torch.arange(len(u), device=u.device), best]
 
+# %% ../nbs/01_criteria.ipynb #3e4c8c48
 def search(
     S,              # a PerturbationSet
     x,              # pictures, (B, ...)
@@ -90,13 +95,16 @@ def search(
 ):
     "Returns the best latent point found from all starts and its objective, (B, k) and (B,)."
     with torch.no_grad(): cond = S.condition(x)
-    u, value = (None, None) if start is None else ascend(S, cond, objective, start, radius, steps)
+    # from a good start short steps: one as long as the radius throws it away, and the search ends where it began
+    u, value = (None, None) if start is None else ascend(S, cond, objective, start, radius, steps, radius / 8)
     for _ in range(restarts):
-        v = random_start(S, cond, objective, torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x)), edge, generator=generator)
+        v = random_start(S, cond, objective, torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x)), edge,
+                         generator=generator)
         v, new = ascend(S, cond, objective, v, radius, steps)
         u, value = (v, new) if u is None else (torch.where((new > value)[:, None], v, u), torch.maximum(new, value))
     return u, value
 
+# %% ../nbs/01_criteria.ipynb #c1daa69e
 def nearest(
     S,              # a PerturbationSet
     x,              # pictures, (B, C, H, W)
@@ -111,9 +119,11 @@ def nearest(
     check_pictures(x), check_pictures(x_tilde, "x_tilde", like=x)
     with torch.no_grad():
         if u0 is None: u0 = S.encode(x, x_tilde) if hasattr(S, "encode") else x.new_zeros(len(x), S.latent_dim)
-    u, value = search(S, x, lambda p: -squared_error(p, x_tilde), u0, ball_radius(S, x, radius), steps, restarts, generator=generator)
+    u, value = search(S, x, lambda p: -squared_error(p, x_tilde), u0, ball_radius(S, x, radius), steps, restarts,
+                      generator=generator)
     return Point(-value, u)
 
+# %% ../nbs/01_criteria.ipynb #a0467992
 def farthest(
     S,              # a PerturbationSet
     x,              # pictures, (B, C, H, W)
@@ -126,7 +136,8 @@ def farthest(
     "Returns the farthest picture of the set that was found, a `Point`: the over-approximation error. Raises ValueError without restarts."
     check_pictures(x), check_pictures(x_tilde, "x_tilde", like=x)
     if restarts < 1: raise ValueError(f"farthest needs at least one random start, got restarts={restarts}")
-    u, value = search(S, x, lambda p: squared_error(p, x_tilde), None, ball_radius(S, x, radius), steps, restarts, edge=True, generator=generator)
+    u, value = search(S, x, lambda p: squared_error(p, x_tilde), None, ball_radius(S, x, radius), steps, restarts,
+                      edge=True, generator=generator)
     return Point(value, u)
 
 # %% ../nbs/01_criteria.ipynb #fef6aaff
@@ -142,9 +153,11 @@ def truncated(
         q = uniform(shape, generator, radius.device).double().cpu().numpy()
         return torch.from_numpy(stats.truncnorm.ppf(q, -r[..., None], r[..., None])).to(radius)
     q, mass = uniform(shape[:2], generator, radius.device).double().cpu().numpy(), stats.chi.cdf(r, S.latent_dim)
-    length = np.where(mass > 1e-280, stats.chi.ppf(q * mass, S.latent_dim), r * q ** (1 / S.latent_dim))  # the second: radius << sqrt(k)
+    # the second form: where radius << sqrt(k) the mass underflows
+    length = np.where(mass > 1e-280, stats.chi.ppf(q * mass, S.latent_dim), r * q ** (1 / S.latent_dim))
     return torch.from_numpy(length).to(radius)[..., None] * directions(shape, generator, radius.device).to(radius)
 
+# %% ../nbs/01_criteria.ipynb #6f8d6e59
 @torch.no_grad()
 def draw_errors(
     S,              # a PerturbationSet
@@ -169,11 +182,13 @@ class Expected(NamedTuple):
     error: torch.Tensor
     se: torch.Tensor
 
+# %% ../nbs/01_criteria.ipynb #5917d046
 class Likelihood(NamedTuple):
     "Logarithm of the mean likelihood over the set and its Monte Carlo standard error, both (B,) in nats."
     log_likelihood: torch.Tensor
     se: torch.Tensor
 
+# %% ../nbs/01_criteria.ipynb #9d15e50b
 def expected_error(
     S,              # a PerturbationSet
     x,              # pictures, (B, C, H, W)
@@ -187,6 +202,7 @@ def expected_error(
     e = draw_errors(S, x, x_tilde, n, radius, generator, chunk).double()
     return Expected(e.mean(1).to(x), (e.var(1, correction=min(1, n - 1)) / n).sqrt().to(x))
 
+# %% ../nbs/01_criteria.ipynb #15a04266
 def log_mean_likelihood(
     errors,   # squared errors of draws, (B, n), from `draw_errors`
     d,        # entries of a picture
@@ -198,6 +214,7 @@ def log_mean_likelihood(
     se = ((e - log_mean[:, None]).exp().var(1, correction=min(1, n - 1)) / n).sqrt()
     return Likelihood((log_mean - .5 * d * math.log(2 * math.pi * sigma**2)).to(errors), se.to(errors))
 
+# %% ../nbs/01_criteria.ipynb #570055f2
 def expected_likelihood(
     S,              # a PerturbationSet
     x,              # pictures, (B, C, H, W)
@@ -241,6 +258,7 @@ class NecessaryBound(NamedTuple):
     radius: torch.Tensor
     delta: torch.Tensor
 
+# %% ../nbs/01_criteria.ipynb #8007125b
 def pair_terms(
     kl,      # KL divergence of each dimension in nats, (B, k)
     log_lik, # R, a lower bound of the mean log-likelihood under the recognition distribution, (B,)
@@ -250,35 +268,44 @@ def pair_terms(
     for name, t in (("kl", kl), ("log_lik", log_lik)):
         if not isinstance(t, torch.Tensor): raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if not t.isfinite().all(): raise ValueError(f"{name} contains NaN or infinity")
-    if kl.ndim != 2 or kl.shape[1] == 0: raise ValueError(f"kl must hold one number for each example and dimension, (B, k); got shape {tuple(kl.shape)}")
-    if log_lik.shape != kl.shape[:1]: raise ValueError(f"log_lik must hold one number for each example, ({len(kl)},); got shape {tuple(log_lik.shape)}")
-    if not (isinstance(d, (int, np.integer)) and d > 0): raise ValueError(f"d must be the number of entries of a picture, a positive integer; got {d!r}")
+    if kl.ndim != 2 or kl.shape[1] == 0:
+        raise ValueError(f"kl must hold one number for each example and dimension, (B, k); got shape {tuple(kl.shape)}")
+    if log_lik.shape != kl.shape[:1]:
+        raise ValueError(f"log_lik must hold one number for each example, ({len(kl)},); got shape {tuple(log_lik.shape)}")
+    if not (isinstance(d, (int, np.integer)) and d > 0):
+        raise ValueError(f"d must be the number of entries of a picture, a positive integer; got {d!r}")
     if (kl < -1e-5).any(): raise ValueError(f"a KL divergence cannot be negative, but kl goes down to {kl.min():.4g}")
     K, R = 2 * kl.detach().double().cpu().numpy().clip(min=0), log_lik.detach().double().cpu().numpy()
     square = -2 * R - d * math.log(2 * math.pi)
     if (square < -1e-5 * (1 + np.abs(R))).any():
-        warnings.warn("log_lik is above -(d/2)·log 2π, the largest value of a Gaussian with unit variance: was it measured at another scale?", stacklevel=3)
+        warnings.warn("log_lik is above -(d/2)·log 2π, the largest value of a Gaussian with unit variance: "
+                      "was it measured at another scale?", stacklevel=3)
     return K, square
 
+# %% ../nbs/01_criteria.ipynb #dac20264
 def level(
     alpha, # a number in (0, 1), or one for each example
     n,     # number of examples
 ):
     "Returns alpha as a float64 array. Raises ValueError unless it lies in (0, 1) and has one number or n."
     a = np.asarray(alpha.detach().cpu() if isinstance(alpha, torch.Tensor) else alpha, dtype=np.float64)
-    if a.shape not in ((), (n,)): raise ValueError(f"alpha must be one number or one for each of the {n} examples; got shape {a.shape}")
+    if a.shape not in ((), (n,)):
+        raise ValueError(f"alpha must be one number or one for each of the {n} examples; got shape {a.shape}")
     if not ((a > 0) & (a < 1)).all(): raise ValueError(f"alpha must lie between 0 and 1, both excluded; got {alpha}")
     return a
 
+# %% ../nbs/01_criteria.ipynb #f76e71a7
 def like_input(values, kl, log_lik):
     "Returns an array as a tensor on the inputs' device, in their precision (at least float32)."
     dtype = torch.promote_types(torch.promote_types(kl.dtype, log_lik.dtype), torch.float32)
     return torch.as_tensor(values, dtype=dtype, device=kl.device).expand(len(kl)).clone()
 
+# %% ../nbs/01_criteria.ipynb #ee8125a2
 def ball_of_theorem_1(K, alpha):
     "Returns ε = B r + √ΣK_i, a float64 array (B,)."
     return np.sqrt(largest_variance(K.max(1))) * stats.chi.isf(alpha, K.shape[1]) + np.sqrt(K.sum(1))
 
+# %% ../nbs/01_criteria.ipynb #ea65a07c
 def necessary_subset_bound(
     kl,      # KL divergence of each latent dimension in nats, (B, k): ½K_i; only the active ones if the others are pinned
     log_lik, # R: mean log-likelihood with unit variance under the recognition distribution, (B,), in nats
@@ -297,7 +324,8 @@ def sufficient_likelihood_bound(
     d,       # entries of a picture
     alpha,   # share of the recognition distribution that may be left out, in (0, 1), a number or (B,)
 ):
-    "Returns a lower bound on log E[p(x̃|u,x)] over the ball of Theorem 1's radius, (B,) in nats: Theorem 2 (this project's form of Wong & Kolter 2020)."
+    """Returns a lower bound on log E[p(x̃|u,x)] over the ball of Theorem 1's radius, (B,) in nats: Theorem 2 (this
+    project's form of Wong & Kolter 2020)."""
     K, square = pair_terms(kl, log_lik, d)
     Q = 1 - level(alpha, len(kl))
     tail = stats.chi2.sf(ball_of_theorem_1(K, 1 - Q)**2, K.shape[1])  # 1 - P
@@ -319,12 +347,14 @@ def log_tail(
     fraction = a * np.log(z) - z - special.gammaln(a) - np.log(f)
     return np.where(far, fraction, np.where(inside < .5, np.log1p(-np.minimum(inside, .5)), np.log(np.where(far, 1., outside))))
 
+# %% ../nbs/01_criteria.ipynb #1154bea7
 def least_mass(
     K,      # KL divergence in nats, array
     radius, # of the ball, array
     k,      # latent dimensions
 ):
-    "Returns 1-η, a float64 array: the least mass that a distribution with KL(q‖N(0, I_k)) ≤ K can have in the ball; 0 if it can have none."
+    """Returns 1-η, a float64 array: the least mass that a distribution with KL(q‖N(0, I_k)) ≤ K can have in the ball;
+    0 if it can have none."""
     K, radius = np.broadcast_arrays(np.asarray(K, dtype=np.float64), np.asarray(radius, dtype=np.float64))
     tail, ball = log_tail(radius, k), np.log(np.maximum(special.gammainc(k / 2, radius**2 / 2), 1e-320))
     lo, hi = np.full(K.shape, -745.), ball
@@ -341,6 +371,7 @@ class InformationBound(NamedTuple):
     delta: torch.Tensor
     log_likelihood: torch.Tensor
 
+# %% ../nbs/01_criteria.ipynb #7ecea279
 def information_bound(
     kl,        # KL divergence of each latent dimension in nats, (B, k) or only the active ones
     log_lik,   # R: mean log-likelihood with unit variance under the recognition distribution, (B,), in nats
@@ -349,9 +380,11 @@ def information_bound(
     k,         # latent dimensions of the ball: all of them, or the active ones if the others are pinned
     mass=None, # share of the recognition distribution within the radius, (B,), if measured; None: the least it can be
 ):
-    "Returns bounds for both criteria at a given radius, an `InformationBound` (inf and -inf where nothing is known): Theorem 3 (this project)."
+    """Returns bounds for both criteria at a given radius, an `InformationBound` (inf and -inf where nothing is known):
+    Theorem 3 (this project)."""
     K, square = pair_terms(kl, log_lik, d)
-    if not (isinstance(k, (int, np.integer)) and k > 0): raise ValueError(f"k must be the number of latent dimensions, a positive integer; got {k!r}")
+    if not (isinstance(k, (int, np.integer)) and k > 0):
+        raise ValueError(f"k must be the number of latent dimensions, a positive integer; got {k!r}")
     radius, K = ball_radius(None, kl, radius), K.sum(1) / 2
     if mass is None: mass = least_mass(K, radius.double().cpu().numpy() if isinstance(radius, torch.Tensor) else radius, k)
     else: mass = torch.as_tensor(mass).detach().double().cpu().numpy()
@@ -360,6 +393,7 @@ def information_bound(
     delta, loss = np.where(some, square / safe, math.inf), np.where(some, (square / 2 + K) / safe, math.inf)
     return InformationBound(like_input(delta, kl, log_lik), like_input(-d / 2 * math.log(2 * math.pi) - loss, kl, log_lik))
 
+# %% ../nbs/01_criteria.ipynb #95c5d21f
 def information_radius(
     kl,      # KL divergence of each latent dimension in nats, (B, k)
     k,       # latent dimensions of the ball
@@ -385,5 +419,6 @@ def posterior_mass(
 ):
     "Returns the measured share of N(m, diag s²) within the ball, (B,): the `mass` of `information_bound`. Standard error √(q(1-q)/n)."
     radius, size = torch.as_tensor(ball_radius(None, m, radius), dtype=m.dtype, device=m.device), max(1, 2**22 // m.numel())
-    count = lambda j: (norms(m[:, None] + s[:, None] * gaussian((len(m), j, m.shape[1]), generator, m.device).to(m)) <= radius.expand(len(m))[:, None]).sum(1)
+    count = lambda j: (norms(m[:, None] + s[:, None] * gaussian((len(m), j, m.shape[1]), generator, m.device).to(m))
+                       <= radius.expand(len(m))[:, None]).sum(1)
     return sum(count(min(size, n - i)) for i in range(0, n, size)).to(m) / n

@@ -44,7 +44,8 @@ def reconstruction(
     likelihood, # "bernoulli", "gaussian" or "sigma"
 ):
     "Returns the reconstruction part of the loss for each picture, summed over pixels, (B,). Raises ValueError for an unknown likelihood."
-    if likelihood == "bernoulli": return F.binary_cross_entropy_with_logits(logits, x_tilde, reduction="none").flatten(1).sum(1)
+    if likelihood == "bernoulli":
+        return F.binary_cross_entropy_with_logits(logits, x_tilde, reduction="none").flatten(1).sum(1)
     square = (logits.sigmoid() - x_tilde).pow(2).flatten(1)
     if likelihood == "gaussian": return square.sum(1)
     if likelihood != "sigma": raise ValueError(f"likelihood must be 'bernoulli', 'gaussian' or 'sigma'; got {likelihood!r}")
@@ -65,6 +66,10 @@ class CVAE(nn.Module):
         super().__init__()
         self.prior, self.recognition, self.generator = prior, recognition, generator
         self.latent_dim, self.shape, self.likelihood = latent_dim, tuple(shape), likelihood
+
+    def fits(self, shape):
+        "Whether this network takes pictures of that shape, (C, H, W)."
+        return len(shape) == len(self.shape) and all(want in (None, got) for want, got in zip(self.shape, shape))
 
     def posterior(self, x, x_tilde):
         "Returns the whitened recognition distribution of the pairs, a `Posterior` of two (B, k) tensors."
@@ -100,6 +105,7 @@ def replacing(
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
+# %% ../nbs/03_cvae.ipynb #2e101091
 def read_weights(
     path, # of a .safetensors file
 ):
@@ -108,6 +114,7 @@ def read_weights(
     except FileNotFoundError: raise
     except (SafetensorError, OSError) as e: raise ValueError(f"{path} is truncated or not a safetensors file: {e}") from e
 
+# %% ../nbs/03_cvae.ipynb #56425f65
 def fill(
     module,  # network to load into
     weights, # tensors by name
@@ -116,7 +123,8 @@ def fill(
     "Returns `module` with `weights` loaded (any precision). Raises ValueError if they belong to another architecture."
     own = module.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in weights] + [f"{k} is unknown" for k in weights if k not in own]
-    wrong += [f"{k} has shape {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}" for k in own if k in weights and weights[k].shape != own[k].shape]
+    wrong += [f"{k} has shape {tuple(weights[k].shape)} instead of {tuple(own[k].shape)}"
+              for k in own if k in weights and weights[k].shape != own[k].shape]
     if wrong: raise ValueError(f"{source} does not fit this architecture: {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}")
     module.load_state_dict(weights)
     return module
@@ -124,6 +132,7 @@ def fill(
 # %% ../nbs/03_cvae.ipynb #905d4e55
 builders = {}  # name of a network -> function(**config) that builds a CVAE; filled by the chapter on networks
 
+# %% ../nbs/03_cvae.ipynb #fccf2e1c
 def build(
     network,  # key of `builders`
     **config, # its arguments
@@ -135,6 +144,7 @@ def build(
     cvae.config = dict(network=network, **config)
     return cvae
 
+# %% ../nbs/03_cvae.ipynb #a74dc919
 def shipped():
     "Returns the names of the trained sets that come with the package."
     folder = Path(str(files("learned_perturbations") / "weights"))
@@ -149,7 +159,7 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         dims=None, # active dimensions, (j,); the others are pinned to 0. None: all
     ):
         super().__init__()
-        self.cvae, self.radius = cvae.eval(), check_radius(radius)
+        self.cvae, self.radius = cvae.eval().to(memory_format=torch.channels_last), check_radius(radius)
         self.register_buffer("dims", None if dims is None else torch.as_tensor(dims))
         self.latent_dim = cvae.latent_dim if dims is None else len(dims)
 
@@ -157,9 +167,16 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         "A learned set is always in evaluation mode: attacks must not move batch statistics."
         return super().train(False)
 
+    def check(self, x, name="x"):
+        "Returns `x` if it holds pictures such as this set was learned on; raises TypeError or ValueError if not."
+        if not self.cvae.fits(check_pictures(x, name).shape[1:]):
+            raise ValueError(f"{name} has pictures of shape {tuple(x.shape[1:])}; this set was learned on {self.cvae.shape}")
+        dtype = next(self.cvae.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type): raise TypeError(f"{name} must be {dtype}, as the set's weights are; got {x.dtype}")
+        return x
+
     def condition(self, x):
-        if len(x.shape[1:]) != len(self.cvae.shape) or any(want not in (None, got) for want, got in zip(self.cvae.shape, x.shape[1:])):
-            raise ValueError(f"x has pictures of shape {tuple(x.shape[1:])}; this set was learned on {self.cvae.shape}")
+        self.check(x)
         mu, logvar = self.cvae.prior(x)
         return dict(mu=mu, sigma=(.5 * logvar).exp(), features=self.cvae.generator.features(x))
 
@@ -173,7 +190,7 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         x_tilde, # perturbed pictures, (B, C, H, W)
     ):
         "Returns the recognition distribution in u, a `Posterior` of two (B, k) tensors."
-        check_pictures(x), check_pictures(x_tilde, "x_tilde", like=x)
+        self.check(x), check_pictures(x_tilde, "x_tilde", like=x)
         q = self.cvae.posterior(x, x_tilde)
         return q if self.dims is None else Posterior(q.m[:, self.dims], q.s[:, self.dims])
 
@@ -210,7 +227,8 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
 
     def _save_pretrained(self, save_directory, half=False):
         folder = Path(save_directory)
-        weights = {k: v.contiguous().half() if half and v.is_floating_point() else v.contiguous() for k, v in self.cvae.state_dict().items()}
+        weights = {k: v.contiguous().half() if half and v.is_floating_point() else v.contiguous()
+                   for k, v in self.cvae.state_dict().items()}
         with replacing(folder / "model.safetensors") as path: save_file(weights, path)
         config = dict(self.cvae.config, likelihood=self.cvae.likelihood, radius=self.radius)
         if self.dims is not None: config["dims"] = self.dims.tolist()
@@ -233,10 +251,11 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         package = Path(str(files("learned_perturbations") / "weights" / str(name)))
         folder = package if (package / "config.json").exists() else Path(name)
         if not folder.is_dir():
-            if "/" not in str(name): raise FileNotFoundError(f"no set named {name!r}: neither a folder nor one of {', '.join(shipped())}")
+            if "/" not in str(name):
+                raise FileNotFoundError(f"no set named {name!r}: neither a folder nor one of {', '.join(shipped())}")
             folder = Path(snapshot_download(str(name), allow_patterns=["config.json", "model.safetensors"], **kw))
         try: config = json.loads((folder / "config.json").read_text())
         except ValueError as e: raise ValueError(f"{folder/'config.json'} is not JSON: {e}") from e
+        if not isinstance(config, dict) or "network" not in config: raise ValueError(f"{folder/'config.json'} names no network")
         radius, dims = config.pop("radius", 1.), config.pop("dims", None)
-        if "network" not in config: raise ValueError(f"{folder/'config.json'} names no network")
         return cls(fill(build(**config), read_weights(folder / "model.safetensors"), folder / "model.safetensors"), radius, dims)

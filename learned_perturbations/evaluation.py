@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['posterior_likelihood', 'measure', 'evaluate', 'smallest_norm', 'conformal_radius', 'PublishedProjection',
-           'named_and_actual', 'quality']
+           'named_and_actual', 'conformal', 'quality']
 
 # %% ../nbs/06_evaluation.ipynb #174ff7e2
 import math
@@ -34,6 +34,7 @@ def posterior_likelihood(
     inside = torch.as_tensor(stats.chi2.logcdf(radius.cpu().double()**2, u.shape[2])).to(log_p)
     return log_p.logsumexp(1) - math.log(u.shape[1]) - inside - .5 * d * math.log(2 * math.pi)
 
+# %% ../nbs/06_evaluation.ipynb #9ad1594f
 @torch.no_grad()
 def measure(
     S,              # a LearnedSet (or another set with a `posterior`)
@@ -55,14 +56,16 @@ def measure(
     nats = reconstruction(rebuilt[:, 0].clamp(1e-6, 1 - 1e-6).logit(), x_tilde, "bernoulli")
     encoding = squared_error(S.perturb(cond, S.project(q.m)), x_tilde)
     with mixed(precision, x.device):
-        near, far = nearest(S, x, x_tilde, steps=steps, u0=q.m, generator=generator).u, farthest(S, x, x_tilde, steps=steps, generator=generator).u
+        near = nearest(S, x, x_tilde, steps=steps, u0=q.m, generator=generator).u
+        far = farthest(S, x, x_tilde, steps=steps, generator=generator).u
     near, far = squared_error(S.perturb(cond, near), x_tilde).minimum(encoding), squared_error(S.perturb(cond, far), x_tilde)
     random = draw_errors(S, x, x_tilde, draws, generator=generator)
     radius, delta = necessary_subset_bound(q.kl, log_lik, d, alpha)
     info_delta, info_likely = information_bound(q.kl, log_lik, d, S.radius, S.latent_dim)
-    return dict(kl=q.kl.sum(1), kl_dims=q.kl.sum(0, keepdim=True), norm=norms(q.m), cross_entropy=nats, reconstruction=rec, log_lik=log_lik, encoding=encoding, nearest=near,
-                expected=random.mean(1), farthest=far,
-                likelihood=log_mean_likelihood(random, d).log_likelihood, thm1_radius=radius, thm1_delta=delta, thm2_likelihood=posterior_likelihood(q, u, errors, d, radius),
+    return dict(kl=q.kl.sum(1), kl_dims=q.kl.sum(0, keepdim=True), norm=norms(q.m), cross_entropy=nats, reconstruction=rec, log_lik=log_lik,
+                encoding=encoding, nearest=near, expected=random.mean(1), farthest=far,
+                likelihood=log_mean_likelihood(random, d).log_likelihood, thm1_radius=radius, thm1_delta=delta,
+                thm2_likelihood=posterior_likelihood(q, u, errors, d, radius),
                 thm2_bound=sufficient_likelihood_bound(q.kl, log_lik, d, alpha), thm3_delta=info_delta, thm3_bound=info_likely)
 
 # %% ../nbs/06_evaluation.ipynb #793b8ac3
@@ -80,17 +83,22 @@ def evaluate(
 ):
     "Returns the quality table of a learned set on held-out pairs: a dictionary of summaries, and of shares on which bounds hold."
     S = S.to(memory_format=torch.channels_last)  # convolutions in bf16 are twice as fast in this layout
-    device, settings = next(S.parameters()).device, dict(passes=passes, steps=steps, draws=draws, alpha=alpha, batch=batch, precision=precision)
+    device = next(S.parameters()).device
+    settings = dict(passes=passes, steps=steps, draws=draws, alpha=alpha, batch=batch, precision=precision)
     work = lambda idx, g: measure(S, *(t.to(device) for t in pairs.batch(idx, g)), steps, draws, alpha, g, precision)
-    m = in_pieces(work, list(torch.arange(len(pairs)).split(batch)) * passes, path, dict(settings, radius=S.radius, n=len(pairs)), seed, "evaluating")
+    pieces, kept = list(torch.arange(len(pairs)).split(batch)) * passes, dict(settings, radius=S.radius, n=len(pairs))
+    m = in_pieces(work, pieces, path, kept, seed, "evaluating")
     per_dim = m.pop("kl_dims").sum(0) / len(m["kl"])
-    tolerance = 1e-3 + 1e-4 * m["encoding"]
+    near, tolerance = m["nearest"], 1e-3 + 1e-4 * m["encoding"]
     inside = m["thm1_radius"] >= S.radius  # there the nearest picture of S is one of the theorem's larger set too
-    bounds = dict(nearest_below_encoding=m["nearest"] <= m["encoding"] + tolerance, expected_below_farthest=m["expected"] <= m["farthest"] + tolerance,
-                  thm1=(m["nearest"] <= m["thm1_delta"] + tolerance)[inside], thm2=m["thm2_likelihood"] >= m["thm2_bound"],
-                  thm3_delta=m["nearest"] <= m["thm3_delta"] + tolerance, thm3_likelihood=m["likelihood"] >= m["thm3_bound"], thm3_says_something=m["thm3_delta"].isfinite())
+    known = m["thm3_delta"].isfinite()     # where Theorem 3 says something at all
+    bounds = dict(nearest_below_encoding=near <= m["encoding"] + tolerance, expected_below_farthest=m["expected"] <= m["farthest"] + tolerance,
+                  thm1=(near <= m["thm1_delta"] + tolerance)[inside], thm2=m["thm2_likelihood"] >= m["thm2_bound"],
+                  thm3_delta=(near <= m["thm3_delta"] + tolerance)[known], thm3_likelihood=(m["likelihood"] >= m["thm3_bound"])[known],
+                  thm3_says_something=known)
     return dict(radius=S.radius, latent_dim=S.latent_dim, pixels=pairs.batch(torch.arange(1))[0].numel(), active=proportion(per_dim > .01),
-                table={k: summary(v[v.isfinite()]) for k, v in m.items() if v.isfinite().any()}, bounds={k: proportion(v) for k, v in bounds.items() if len(v)}, settings=dict(settings, seed=seed))
+                table={k: summary(v[v.isfinite()]) for k, v in m.items() if v.isfinite().any()},
+                bounds={k: proportion(v) for k, v in bounds.items() if len(v)}, settings=dict(settings, seed=seed))
 
 # %% ../nbs/06_evaluation.ipynb #8c3440c8
 @torch.no_grad()
@@ -114,10 +122,12 @@ def smallest_norm(
         mid = (lo + hi) / 2
         found = nearest(S, x, x_tilde, radius=mid, steps=steps, u0=S.project(u, mid), generator=generator)
         hit = ok & (found.error <= tau)
-        u, hi, lo = torch.where(hit[:, None], found.u, u), torch.where(hit, torch.minimum(mid, norms(found.u, S.norm)), hi), torch.where(hit, lo, mid)
+        u, lo = torch.where(hit[:, None], found.u, u), torch.where(hit, lo, mid)
+        hi = torch.where(hit, torch.minimum(mid, norms(found.u, S.norm)), hi)
         result = torch.where(hit, torch.minimum(result, hi), result)
     return result
 
+# %% ../nbs/06_evaluation.ipynb #beba35ce
 def conformal_radius(
     r,    # smallest norms of the calibration pairs, (n,)
     miss, # a: the allowed probability that a new pair is missed
@@ -139,6 +149,7 @@ class PublishedProjection(PerturbationSet):
     def encode(self, x, x_tilde): return self.S.encode(x, x_tilde)
     def project(self, u, radius=None): return u.renorm(2, 1, float(self.radius if radius is None else radius))
 
+# %% ../nbs/06_evaluation.ipynb #c7cd4d60
 def named_and_actual(
     S,            # a LearnedSet
     x,            # pictures, (N, C, H, W)
@@ -158,29 +169,46 @@ def named_and_actual(
     return rows
 
 # %% ../nbs/06_evaluation.ipynb #54c6b8f9
+def conformal(
+    S,               # a LearnedSet
+    val,             # a source of validation pairs: the first calibrate, the last choose τ
+    test,            # a source of test pairs
+    calibration=500, # pairs that calibrate, and pairs that check
+    misses=(.1, .01),# allowed probabilities that a new pair is missed
+    folder=None,     # keeps finished pairs, to go on after a stop
+    seed=0,          # of everything random
+):
+    "Returns one row for each allowed probability: promise, τ, radius, and the share of test pairs that the radius holds."
+    n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), next(S.parameters()).device
+    pairs = lambda source, idx, g: (t.to(device) for t in source.batch(idx, g))
+    with torch.no_grad():
+        x, x_tilde = pairs(val, torch.arange(max(n, len(val) - 1000), len(val)), seeded(seed, 1))
+        error = squared_error(S(x, S.project(S.encode(x, x_tilde))), x_tilde)
+    def norms_found(source, count, tau, part):
+        work = lambda idx, g: dict(r=smallest_norm(S, *pairs(source, idx, g), tau, generator=g))
+        kept = folder and Path(folder) / f".{part}.pt"
+        return in_pieces(work, list(torch.arange(count).split(125)), kept, dict(tau=tau, radius=S.radius), seed, part)["r"]
+    def row(a):
+        tau = error.quantile(1 - a / 2).item()
+        radius = conformal_radius(norms_found(val, n, tau, "calibration"), a)
+        held = proportion(norms_found(test, m, tau, "check") <= radius)
+        return dict(promised=1 - a, tau=tau, calibration=n, radius=radius, held=held)
+    return [row(a) for a in misses]
+
+# %% ../nbs/06_evaluation.ipynb #e966dc96
 def quality(
     S,               # a LearnedSet
     val,             # a source of validation pairs
     test,            # a source of test pairs
-    calibration=500, # pairs that calibrate the conformal radius, and that check it
+    calibration=500, # pairs that calibrate the conformal radius, and pairs that check it
     folder=None,     # keeps finished batches, to go on after a stop
     seed=0,          # of everything random
     **settings,      # of `evaluate`
 ):
-    "Returns `evaluate` on the test pairs with the encoding norms, conformal radii (90 and 99 %) and the published projection, a dictionary."
-    keep, (n, m) = (lambda part: folder and Path(folder) / f".{part}.pt"), (min(calibration, len(val) // 2), min(calibration, len(test)))
-    result = evaluate(S, test, seed=seed, path=keep("table"), **settings)
-    device = next(S.parameters()).device
-    pairs = lambda source, idx, g: (t.to(device) for t in source.batch(idx, g))
-    with torch.no_grad():
-        x, x_tilde = pairs(val, torch.arange(len(val) - min(n, 500), len(val)), seeded(seed, 1))
-        tau = squared_error(S(x, S.project(S.encode(x, x_tilde))), x_tilde).mean().item()
-    def norms_found(source, count, part):
-        work = lambda idx, g: dict(r=smallest_norm(S, *pairs(source, idx, g), tau, generator=g))
-        return in_pieces(work, list(torch.arange(count).split(125)), keep(part), dict(tau=tau, radius=S.radius), seed, part)["r"]
-    known, new = norms_found(val, n, "calibration"), norms_found(test, m, "check")
-    rows = [dict(promised=1 - a, radius=conformal_radius(known, a), held=proportion(new <= conformal_radius(known, a))) for a in (.1, .01)]
-    norm = S.encoding_norms(val, seeded(seed, 2)).cpu()
-    x, x_tilde = pairs(test, torch.arange(min(128, len(test))), seeded(seed, 3))
+    "Returns `evaluate` on the test pairs with the encoding norms, conformal radii (90 and 99 %) and the published projection."
+    result = evaluate(S, test, seed=seed, path=folder and Path(folder) / ".table.pt", **settings)
+    norm, device = S.encoding_norms(val, seeded(seed, 2)).cpu(), next(S.parameters()).device
+    x, x_tilde = (t.to(device) for t in test.batch(torch.arange(min(128, len(test))), seeded(seed, 3)))
     return dict(result, encoding_norm=dict(max=norm.max().item(), p999=norm.quantile(.999).item(), n=len(norm)),
-                conformal=dict(tau=tau, calibration=n, rows=rows), named_and_actual=named_and_actual(S, x, x_tilde))
+                conformal=conformal(S, val, test, calibration, folder=folder, seed=seed),
+                named_and_actual=named_and_actual(S, x, x_tilde, steps=settings.get("steps", 50)))

@@ -47,6 +47,7 @@ def show_pictures(
         if names: axes[i, 0].set_ylabel(names[i], fontsize=8)
     return fig
 
+# %% ../nbs/10_explore.ipynb #bc344005
 @torch.no_grad()
 def sample_figure(
     S,              # a PerturbationSet
@@ -60,6 +61,7 @@ def sample_figure(
     pictures = S.many(S.condition(x), S.sample(len(x), n, how, radius, generator=generator, device=x.device))
     return show_pictures([torch.cat([a[None], b]) for a, b in zip(x, pictures)])
 
+# %% ../nbs/10_explore.ipynb #a8368b7e
 @torch.no_grad()
 def walk_figure(
     S,         # a PerturbationSet
@@ -74,6 +76,7 @@ def walk_figure(
     pictures = S.many(S.condition(x), u.flatten(0, 1)[None].to(x))[0].unflatten(0, (len(dims), steps))
     return show_pictures(list(pictures), [f"u[{d}]" for d in dims])
 
+# %% ../nbs/10_explore.ipynb #c701bc7d
 def curve_figure(
     radii,        # positions, (n,)
     curves,       # {label: values (n,)}
@@ -99,6 +102,7 @@ def png(
     else: picture.savefig(out, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
+# %% ../nbs/10_explore.ipynb #0dac5340
 @torch.no_grad()
 def explorer(
     S,       # a PerturbationSet
@@ -106,21 +110,27 @@ def explorer(
     dims=3,  # the first so many latent dimensions, or a list of them
     steps=7, # positions of each slider
 ):
-    "Returns an HTML explorer of the set around `x`: it works in a notebook and on a static page. Raises ValueError for more than 4,096 positions."
+    """Returns an HTML explorer of the set around `x`: it works in a notebook and on a static page. Raises ValueError for
+    more than 4,096 positions."""
     dims = list(range(dims)) if isinstance(dims, int) else list(dims)
-    if steps**len(dims) > 4096: raise ValueError(f"{steps} positions of {len(dims)} sliders make {steps**len(dims)} pictures, at most 4096 are allowed")
+    if steps**len(dims) > 4096:
+        raise ValueError(f"{steps} positions of {len(dims)} sliders make {steps**len(dims)} pictures, at most 4096 are allowed")
     t, cond = torch.linspace(-S.radius, S.radius, steps), S.condition(x)
     u = torch.zeros(steps**len(dims), S.latent_dim)
     for row, places in zip(u, itertools.product(range(steps), repeat=len(dims))):
         for d, i in zip(dims, places): row[d] = t[i]
     frames = [png(p, 2) for part in S.project(u).to(x).split(512) for p in S.many(cond, part[None])[0]]
     name = f"explorer{zlib.crc32(''.join(frames).encode())}"
-    sliders = "".join(f'<label>u[{d}] <input type="range" min="0" max="{steps - 1}" value="{steps // 2}"></label><br>' for d in dims)
-    script = (f"(() => {{const box = document.getElementById('{name}'), frames = {json.dumps(frames)}, inputs = [...box.querySelectorAll('input')];"
+    sliders = "".join(f'<label>u[{d}] <input type="range" min="0" max="{steps - 1}" value="{steps // 2}"></label><br>'
+                      for d in dims)
+    script = (f"(() => {{const box = document.getElementById('{name}'), frames = {json.dumps(frames)}, "
+              "inputs = [...box.querySelectorAll('input')];"
               f"const show = () => box.querySelector('img').src = frames[inputs.reduce((n, i) => n * {steps} + +i.value, 0)];"
               "inputs.forEach(i => i.oninput = show); show();})();")
-    return HTML(f'<div id="{name}"><img alt="point of the set" width="168" style="image-rendering:pixelated"><br>{sliders}</div><script>{script}</script>')
+    return HTML(f'<div id="{name}"><img alt="point of the set" width="168" style="image-rendering:pixelated"><br>'
+                f'{sliders}</div><script>{script}</script>')
 
+# %% ../nbs/10_explore.ipynb #32b45d6a
 def live_explorer(
     S,      # a PerturbationSet
     x,      # one picture, (1, C, H, W)
@@ -148,15 +158,19 @@ def table(
     body = "".join(f"<tr>{cells('td', r.values())}</tr>" for r in rows)
     return f"<table><tr>{cells('th', rows[0])}</tr>{body}</table>"
 
+# %% ../nbs/10_explore.ipynb #ea81d51e
 def report_page(
     title,    # of the page
     sections, # (heading, text, *figures or lists of rows)
     path,     # of the .html file
 ):
     "Writes a self-contained page and returns its path."
-    style = "body{font:16px/1.5 sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}table{border-collapse:collapse}td,th{border-bottom:1px solid #ccc;padding:.2rem .8rem;text-align:left}"
+    style = ("body{font:16px/1.5 sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
+             "table{border-collapse:collapse}td,th{border-bottom:1px solid #ccc;padding:.2rem .8rem;text-align:left}")
     part = lambda item: table(item) if isinstance(item, list) else f'<img alt="" src="{png(item)}">'
-    body = "".join(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{''.join(map(part, items))}" for heading, text, *items in sections)
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{body}</html>'
+    body = "".join(f"<h2>{html.escape(heading)}</h2><p>{html.escape(text)}</p>{''.join(map(part, items))}"
+                   for heading, text, *items in sections)
+    page = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+            f'<style>{style}</style><h1>{html.escape(title)}</h1>{body}</html>')
     with replacing(path) as temporary: temporary.write_text(page)
     return Path(path)

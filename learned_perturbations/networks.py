@@ -32,6 +32,7 @@ class FCEncoder(nn.Module):
         h = self.fc1(x.flatten(1)).relu()
         return self.mean(h), self.logvar(h)
 
+# %% ../nbs/04_networks.ipynb #a937304c
 class FCGenerator(nn.Module):
     "Dense generator; the share of the first layer that belongs to the picture is computed once."
     def __init__(self, shape=(1, 28, 28), k=784, hidden=784):
@@ -43,6 +44,7 @@ class FCGenerator(nn.Module):
         h = (features + F.linear(z, self.fc3.weight[:, math.prod(self.shape):])).relu()
         return self.fc4(h).unflatten(1, self.shape)
 
+# %% ../nbs/04_networks.ipynb #4b466db1
 def mnist_fc(likelihood="bernoulli"):
     "Returns the fully connected CVAE of the paper, for 28×28 pictures."
     return CVAE(FCEncoder(784), FCEncoder(2 * 784), FCGenerator(), 784, (1, 28, 28), likelihood)
@@ -60,6 +62,7 @@ class ConvEncoder(nn.Module):
         h = F.max_pool2d(self.conv2(h).relu(), 2)
         return self.mean(h).flatten(1), self.logvar(h).flatten(1)
 
+# %% ../nbs/04_networks.ipynb #2d96cc09
 class ConvGenerator(nn.Module):
     "Convolutional generator that sees the picture at 7×7, 14×14 and 28×28."
     def __init__(self):
@@ -73,6 +76,7 @@ class ConvGenerator(nn.Module):
         h = self.conv4(torch.cat([x14, F.interpolate(h, scale_factor=2)], 1)).relu()
         return self.conv5(torch.cat([x, F.interpolate(h, scale_factor=2)], 1))
 
+# %% ../nbs/04_networks.ipynb #cf93c266
 def mnist_conv(likelihood="bernoulli"):
     "Returns the convolutional CVAE of the paper, for 28×28 pictures."
     return CVAE(ConvEncoder(1), ConvEncoder(2), ConvGenerator(), 128 * 7 * 7, (1, 28, 28), likelihood)
@@ -89,6 +93,7 @@ class ReflectBlock(nn.Module):
         for bn, conv in ((self.bn1, self.conv1), (self.bn2, self.conv2)): x = conv(F.pad(bn(x).relu(), (2,) * 4, "reflect"))
         return x
 
+# %% ../nbs/04_networks.ipynb #5d8a8ef6
 class STNEncoder(nn.Module):
     "Encoder: (B, channels, 42, 42) -> mean and log-variance, both (B, 128)."
     def __init__(self, channels, size=42, k=128):
@@ -99,6 +104,7 @@ class STNEncoder(nn.Module):
         h = self.block(x).flatten(1)
         return self.mean(h), self.logvar(h)
 
+# %% ../nbs/04_networks.ipynb #1f1c73d6
 class Localization(nn.Module):
     "n localisation networks side by side: maps (B, size²) -> affine matrices (B, n, 2, 3), the identity at first."
     def __init__(self, n=5, inputs=42 * 42, hidden=(512, 128)):
@@ -114,6 +120,7 @@ class Localization(nn.Module):
         h = torch.baddbmm(self.bias.to(h.dtype), h, self.weight.to(h.dtype)).relu()
         return torch.baddbmm(self.identity.to(h.dtype), h, self.affine.to(h.dtype)).transpose(0, 1).unflatten(2, (2, 3))
 
+# %% ../nbs/04_networks.ipynb #fc3d17c0
 class STNGenerator(nn.Module):
     "Generator of n warped copies of the picture and a convolutional blend."
     def __init__(self, size=42, k=128, n=5, folded=False):
@@ -123,11 +130,13 @@ class STNGenerator(nn.Module):
         self.block, self.conv = ReflectBlock(n), nn.Conv2d(n, 1, 5)
     def features(self, x): return x
     def forward(self, x, z):
-        theta, (h, w) = self.localization(self.fc(z)).float(), x.shape[-2:]
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):  # bf16's three digits are too few for where a pixel comes from
+            theta, (h, w) = self.localization(self.fc(z.float())), x.shape[-2:]
         grid = sampling_grid(theta.flatten(0, 1), (h, w)).view(len(theta), -1, w, 2)
         warped = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).unflatten(2, (-1, h)).squeeze(1)
         return self.conv(F.pad(self.block(warped), (2,) * 4, "reflect"))
 
+# %% ../nbs/04_networks.ipynb #f6921e91
 def mnist_stn(likelihood="bernoulli", folded=False):
     "Returns the spatial-transformer CVAE of the paper, for pictures padded to 42×42."
     return CVAE(STNEncoder(1), STNEncoder(2), STNGenerator(folded=folded), 128, (1, 42, 42), likelihood)
@@ -153,6 +162,7 @@ class BoundedLogvar(nn.Module):
     shift, scale = (math.log(1e-3) + math.log(10)) / 2, (math.log(1e-3) - math.log(10)) / 2
     def forward(self, x): return x.tanh() * self.scale + self.shift
 
+# %% ../nbs/04_networks.ipynb #e9041dd4
 class ResidualBlock(nn.Module):
     "Pre-activation residual block (He et al. 2016) with a narrow middle; its own shortcut if the width changes."
     def __init__(self, inputs, middle, outputs, kernel=3, padding=1):
@@ -165,22 +175,26 @@ class ResidualBlock(nn.Module):
         skip = x if self.shortcut is None else self.shortcut(h)
         return skip + self.conv2(self.bn2(self.conv1(h)).relu())
 
+# %% ../nbs/04_networks.ipynb #f0b8f8d9
 def residual_trunk(inputs, outputs, blocks, big, small, kernel, padding):
     "Returns a convolution, residual blocks of `big` channels, and a convolution, as one sequence."
     conv = lambda i, o: nn.Conv2d(i, o, kernel, padding=padding, bias=False)
     return [conv(inputs, big), *(ResidualBlock(big, small, big, kernel, padding) for _ in range(blocks)),
             nn.BatchNorm2d(big), nn.ReLU(), conv(big, outputs)]
 
+# %% ../nbs/04_networks.ipynb #a59d9763
 class ResidualEncoder(nn.Module):
     "Encoder of 32×32 pictures by residual blocks at full resolution."
     def __init__(self, inputs, k, blocks, big, small, kernel, padding):
         super().__init__()
-        self.encoder = nn.Sequential(*residual_trunk(inputs, small, blocks, big, small, kernel, padding), nn.BatchNorm2d(small), nn.ReLU())
+        self.encoder = nn.Sequential(*residual_trunk(inputs, small, blocks, big, small, kernel, padding),
+                                     nn.BatchNorm2d(small), nn.ReLU())
         self.mean, self.logvar, self.bounded = nn.Linear(small * 1024, k), nn.Linear(small * 1024, k), BoundedLogvar()
     def forward(self, x):
         h = self.encoder(x).flatten(1)
         return self.mean(h), self.bounded(self.logvar(h))
 
+# %% ../nbs/04_networks.ipynb #2a995959
 class ResidualGenerator(nn.Module):
     "Generator: the code becomes one 32×32 map beside the picture, then residual blocks."
     def __init__(self, k, blocks, big, small, kernel, padding):
@@ -190,11 +204,12 @@ class ResidualGenerator(nn.Module):
     def features(self, x): return x
     def forward(self, x, z): return self.decoder(torch.cat([x, self.fc(z).view(-1, 1, 32, 32).to(x.dtype)], 1))
 
+# %% ../nbs/04_networks.ipynb #05ac249d
 def cifar10_rectangle(latent_dim=512, blocks=4, big=64, small=16, kernel=3, padding=1, likelihood="gaussian"):
     "Returns the residual CVAE of the paper, for 3×32×32 pictures."
     arch = (blocks, big, small, kernel, padding)
-    return CVAE(ResidualEncoder(3, latent_dim, *arch), ResidualEncoder(6, latent_dim, *arch), ResidualGenerator(latent_dim, *arch),
-                latent_dim, (3, 32, 32), likelihood)
+    return CVAE(ResidualEncoder(3, latent_dim, *arch), ResidualEncoder(6, latent_dim, *arch),
+                ResidualGenerator(latent_dim, *arch), latent_dim, (3, 32, 32), likelihood)
 builders["cifar10_rectangle"] = cifar10_rectangle
 
 # %% ../nbs/04_networks.ipynb #a8c3995c
@@ -204,6 +219,7 @@ def double_conv(inputs, outputs, middle=None):
     return nn.Sequential(nn.Conv2d(inputs, middle, 3, padding=1), nn.BatchNorm2d(middle), nn.ReLU(),
                          nn.Conv2d(middle, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
 
+# %% ../nbs/04_networks.ipynb #e370e1cf
 class Down(nn.Module):
     "The path down of a U-Net: pictures -> maps at five scales."
     def __init__(self, inputs, widths):
@@ -214,17 +230,20 @@ class Down(nn.Module):
         for i, step in enumerate(self.steps): maps.append(step(F.max_pool2d(maps[-1], 2) if i else x))
         return maps
 
+# %% ../nbs/04_networks.ipynb #7c68982c
 class Up(nn.Module):
     "One step up: enlarge, put beside the map of that scale, two convolutions."
     def __init__(self, inputs, outputs, bilinear=True):
         super().__init__()
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True) if bilinear else nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2)
+        self.up = (nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True) if bilinear
+                   else nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2))
         self.conv = double_conv(inputs, outputs, inputs // 2 if bilinear else None)
     def forward(self, x, skip):
         x = self.up(x)
         dh, dw = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
         return self.conv(torch.cat([skip, F.pad(x, (dw // 2, dw - dw // 2, dh // 2, dh - dh // 2))], 1))
 
+# %% ../nbs/04_networks.ipynb #7c6e3dc6
 class UNetEncoder(nn.Module):
     "Encoder with a part of the code for each scale, each pooled to a fixed size."
     def __init__(self, inputs, widths, latents, pools):
@@ -240,6 +259,7 @@ class UNetEncoder(nn.Module):
         mean, logvar = (torch.cat([fc(h) for fc, h in zip(fcs, hs)], 1) for fcs in (self.mean, self.logvar))
         return mean, self.bounded(logvar)
 
+# %% ../nbs/04_networks.ipynb #8f36c71c
 class UNetGenerator(nn.Module):
     "U-Net whose map at each scale is joined by the code of that scale."
     def __init__(self, widths, down_widths, latents, pools, bilinear):
@@ -254,27 +274,32 @@ class UNetGenerator(nn.Module):
     def features(self, x): return self.down(x)
     def forward(self, maps, z):
         codes = [fc(part).view(-1, 1, *pool) for fc, part, pool in zip(self.fc, z.split(self.latents, 1), self.pools)]
-        maps = [torch.cat([m, F.interpolate(c.to(m.dtype), m.shape[-2:], mode="bilinear", align_corners=False)], 1) for m, c in zip(maps, codes)]
+        maps = [torch.cat([m, F.interpolate(c.to(m.dtype), m.shape[-2:], mode="bilinear", align_corners=False)], 1)
+                for m, c in zip(maps, codes)]
         h = maps[4]
         for up, skip in zip(self.up, maps[3::-1]): h = up(h, skip)
         return self.out(h)
 
+# %% ../nbs/04_networks.ipynb #61843e02
 def mi_unet(widths=(64, 128, 256, 512, 1024), latents=(128, 64, 32, 16, 16),
             pools=((125, 187), (62, 93), (31, 46), (15, 23), (7, 11)), bilinear=True, likelihood="gaussian"):
     "Returns the U-Net CVAE of the paper, for pictures of any size (defaults: the Multi-Illumination data set at 125×187)."
     down = (*widths[:4], widths[4] // (2 if bilinear else 1))
     encoder = lambda channels: UNetEncoder(channels, down, latents, pools)
-    return CVAE(encoder(3), encoder(6), UNetGenerator(widths, down, latents, pools, bilinear), sum(latents), (3, None, None), likelihood)
+    return CVAE(encoder(3), encoder(6), UNetGenerator(widths, down, latents, pools, bilinear),
+                sum(latents), (3, None, None), likelihood)
 builders["mi_unet"] = mi_unet
 
 # %% ../nbs/04_networks.ipynb #c8ca52e1
 names = [(r"^module\.", ""), (r"\.module\.", "."), (r"\.(fc21|fc31|conv31)\.", ".mean."), (r"\.(fc22|fc32|conv32)\.", ".logvar."),
          (r"\.downsample3\.", ".to7."), (r"\.downsample4\.", ".to14."), (r"\.convShortcut\.", ".shortcut."),
          (r"\.inc\.double_conv\.", ".down.steps.0."), (r"\.down(\d)\.maxpool_conv\.1\.double_conv\.", r".down.steps.\1."),
-         (r"\.up(\d)\.conv\.double_conv\.", lambda m: f".up.{int(m[1]) - 1}.conv."), (r"\.up(\d)\.up\.", lambda m: f".up.{int(m[1]) - 1}.up."),
+         (r"\.up(\d)\.conv\.double_conv\.", lambda m: f".up.{int(m[1]) - 1}.conv."),
+         (r"\.up(\d)\.up\.", lambda m: f".up.{int(m[1]) - 1}.up."),
          (r"\.outc\.conv\.", ".out.")]
 heads = [(r"\.fc1\.", ".mean."), (r"\.fc2\.", ".logvar.")]  # only where the first layer is not itself called fc1
 
+# %% ../nbs/04_networks.ipynb #13d0cab0
 def rename(
     weights, # the published tensors by name
     network, # which network they are for
@@ -287,6 +312,7 @@ def rename(
         out[key] = value
     return stack_localizations(out) if network == "mnist_stn" else out
 
+# %% ../nbs/04_networks.ipynb #1f511240
 def stack_localizations(w, n=5):
     "Returns `w` with the tensors of n separate spatial transformers stacked as `Localization` holds them."
     take = lambda name: [w.pop(f"generator.stns.{i}.{name}") for i in range(n)]
@@ -295,11 +321,13 @@ def stack_localizations(w, n=5):
            "affine": torch.stack([t.T for t in take("fc.weight")]), "identity": torch.stack(take("fc.bias"))[:, None]}
     return {**w, **{f"generator.localization.{k}": v for k, v in new.items()}}
 
+# %% ../nbs/04_networks.ipynb #412bb0b7
 def pool_size(area):
     "Returns the height and width with this area and an aspect ratio nearest to 3:2, as in the published configurations."
     pairs = [(h, area // h) for h in range(1, area + 1) if area % h == 0]
     return min(pairs, key=lambda p: abs(math.log(p[1] / p[0] / 1.5)))
 
+# %% ../nbs/04_networks.ipynb #e08a2ebc
 def published_config(
     w,       # tensors under our names
     network, # which network they are for
@@ -308,7 +336,8 @@ def published_config(
     if network == "cifar10_rectangle":
         blocks = len({k.split(".")[2] for k in w if re.match(r"prior\.encoder\.\d+\.conv1", k)})
         big, kernel = w["prior.encoder.0.weight"].shape[0], w["prior.encoder.0.weight"].shape[-1]
-        return dict(latent_dim=len(w["prior.mean.weight"]), blocks=blocks, big=big, small=w[f"prior.encoder.{blocks + 3}.weight"].shape[0], kernel=kernel, padding=kernel // 2)
+        return dict(latent_dim=len(w["prior.mean.weight"]), blocks=blocks, big=big,
+                    small=w[f"prior.encoder.{blocks + 3}.weight"].shape[0], kernel=kernel, padding=kernel // 2)
     if network == "mi_unet":
         bilinear = "generator.up.0.up.weight" not in w
         widths = [len(w[f"generator.down.steps.{i}.0.weight"]) for i in range(5)]
@@ -317,12 +346,14 @@ def published_config(
                     pools=[pool_size(len(w[f"generator.fc.{i}.weight"])) for i in range(5)])
     return {}
 
+# %% ../nbs/04_networks.ipynb #fbc405c7
 def numpy_scalar():
     "Returns a context in which `torch.load(weights_only=True)` also takes a NumPy number, and nothing else."
     scalar = np.float64(0).__reduce__()[0]
     allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return torch.serialization.safe_globals([*allowed, np.dtype, *(type(np.dtype(t)) for t in (np.float64, np.float32))])
 
+# %% ../nbs/04_networks.ipynb #39343514
 def load_published(
     path,     # a .pth checkpoint of github.com/locuslab/perturbation_learning
     name,     # mnist_fc, mnist_conv, mnist_stn, cifar10_rectangle or mi_unet
@@ -333,10 +364,12 @@ def load_published(
     try:
         with numpy_scalar(): state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise
-    except Exception as e: raise ValueError(f"{path} is not a checkpoint that can be loaded safely: {str(e).splitlines()[0]}") from e
-    if not isinstance(state, dict) or "model_state_dict" not in state: raise ValueError(f"{path} has no model_state_dict")
+    except Exception as e: raise ValueError(f"{path} is truncated, not a checkpoint, or holds more than tensors and numbers: nothing of it was loaded or run") from e
+    weights = state.get("model_state_dict") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
+        raise ValueError(f"{path} has no model_state_dict of tensors")
     try:
-        weights = rename(state["model_state_dict"], name)
+        weights = rename(weights, name)
         config = {**published_config(weights, name), **config}
     except (KeyError, IndexError) as e: raise ValueError(f"{path} is not a checkpoint of {name}: no tensor {e}") from e
     return fill(build(name, **config), weights, path).eval()

@@ -26,15 +26,19 @@ from .sets import LinfSet, PerturbationSet, RTSSet, check_labels, check_pictures
 # %% ../nbs/02_pairs.ipynb #c49e9532
 splits = ("train", "val", "test")
 
+# %% ../nbs/02_pairs.ipynb #90066228
 def hold_out(
-    x,     # training pictures
-    y,     # their labels
-    split, # "train": all but the last tenth; "val": the last tenth
+    x,           # training pictures
+    y,           # their labels
+    split,       # "train": all but the last; "val": the last
+    held_out=.1, # share that is held out for validation
 ):
-    "Returns the pictures and labels of `split`."
-    n = len(x) - len(x) // 10
+    "Returns the pictures and labels of `split`. Raises ValueError if one of the two would be empty."
+    n = len(x) - int(len(x) * held_out)
+    if not 0 < n < len(x): raise ValueError(f"held_out = {held_out:g} of {len(x)} pictures leaves {n} for training and {len(x) - n} for validation")
     return (x[:n], y[:n]) if split == "train" else (x[n:], y[n:])
 
+# %% ../nbs/02_pairs.ipynb #94e447ec
 def as_pictures(
     x,     # uint8 pictures, (N, H, W)
     pad=0, # black pixels to add on every side
@@ -42,36 +46,42 @@ def as_pictures(
     "Returns float pictures in [0, 1], (N, 1, H + 2 pad, W + 2 pad)."
     return F.pad(torch.as_tensor(x)[:, None].float() / 255, (pad,) * 4)
 
+# %% ../nbs/02_pairs.ipynb #22c2c0d1
 def check_split(split):
     "Returns `split`; raises ValueError if there is no such split."
     if split not in splits: raise ValueError(f"split must be one of {', '.join(splits)}; got {split!r}")
     return split
 
+# %% ../nbs/02_pairs.ipynb #5d4754f4
 def digits(
-    split="train", # "train" (9,000), "val" (1,000) or "test" (2,000)
+    split="train", # "train", "val" or "test" (2,000)
     pad=0,         # black pixels to add on every side
+    held_out=.1,   # share of the training pictures that is held out for validation
 ):
     "Returns the digits that come with the package: pictures (N, 1, H, W) in [0, 1] and labels (N,)."
     part = "test" if check_split(split) == "test" else "train"
     with np.load(str(files("learned_perturbations") / f"data/digits_{part}.npz"), allow_pickle=False) as f:
         x, y = as_pictures(f["x"], pad), torch.as_tensor(f["y"]).long()
-    return (x, y) if split == "test" else hold_out(x, y, split)
+    return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 
+# %% ../nbs/02_pairs.ipynb #09f17237
 def mnist(
     root,          # folder of torchvision's MNIST; downloaded and verified there if absent
-    split="train", # "train" (54,000), "val" (6,000) or "test" (10,000)
+    split="train", # "train", "val" or "test" (10,000)
     pad=0,         # black pixels to add on every side
+    held_out=.1,   # share of the training pictures that is held out for validation
 ):
     "Returns all of MNIST: pictures (N, 1, H, W) in [0, 1] and labels (N,)."
     data = MNIST(root, train=check_split(split) != "test", download=True)
     x, y = as_pictures(data.data, pad), data.targets
-    return (x, y) if split == "test" else hold_out(x, y, split)
+    return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 
 # %% ../nbs/02_pairs.ipynb #1f61299e
 def from_npz(
     path,          # file with uint8 arrays x (N, H, W) and y (N,); x_test, y_test too if there is a test set
-    split="train", # "train", "val" (the last tenth of x) or "test"
+    split="train", # "train", "val" (the last of x) or "test"
     pad=0,         # black pixels to add on every side
+    held_out=.1,   # share of the training pictures that is held out for validation
 ):
     "Returns pictures (N, 1, H, W) in [0, 1] and labels (N,) from a file. Raises ValueError if arrays are missing or of another kind."
     keys = ("x_test", "y_test") if check_split(split) == "test" else ("x", "y")
@@ -80,22 +90,26 @@ def from_npz(
     if missing := [k for k in keys if k not in arrays]:
         raise ValueError(f"{path} has no array named {', '.join(missing)}; it holds {', '.join(arrays)}")
     x, y = (arrays[k] for k in keys)
-    if x.dtype != np.uint8 or x.ndim != 3: raise ValueError(f"{keys[0]} in {path} must be uint8 of shape (N, H, W), got {x.dtype} {x.shape}")
+    if x.dtype != np.uint8 or x.ndim != 3:
+        raise ValueError(f"{keys[0]} in {path} must be uint8 of shape (N, H, W), got {x.dtype} {x.shape}")
     if len(x) == 0: raise ValueError(f"{keys[0]} in {path} is empty")
+    if not np.issubdtype(y.dtype, np.integer): raise ValueError(f"{keys[1]} in {path} must hold integers, got {y.dtype}")
     x, y = as_pictures(x, pad), torch.as_tensor(y.astype(np.int64))
     check_labels(y, len(x))
-    return (x, y) if split == "test" else hold_out(x, y, split)
+    return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 
+# %% ../nbs/02_pairs.ipynb #55db2994
 def load_pictures(
     data="digits", # "digits" (in the package), "mnist" (all of it, in `root`) or the path of an .npz file
     split="train", # "train", "val" or "test"
     pad=0,         # black pixels to add on every side
     root="data",   # folder for "mnist"
+    held_out=.1,   # share of the training pictures that is held out for validation
 ):
     "Returns the pictures and labels of a data set by its name."
-    if data == "digits": return digits(split, pad)
-    if data == "mnist": return mnist(root, split, pad)
-    return from_npz(data, split, pad)
+    if data == "digits": return digits(split, pad, held_out)
+    if data == "mnist": return mnist(root, split, pad, held_out)
+    return from_npz(data, split, pad, held_out)
 
 # %% ../nbs/02_pairs.ipynb #13aea97e
 class Pairs:
@@ -118,6 +132,7 @@ class Pairs:
         order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
         for idx in order.split(size): yield self.batch(idx, generator)
 
+# %% ../nbs/02_pairs.ipynb #4900a43f
 class TensorPairs(Pairs):
     "Pairs held in two tensors."
     def __init__(self,
@@ -152,11 +167,13 @@ class KnownPairs(Pairs):
         return x, self.S(x, self.u[idx * self.fixed + version])
 
 # %% ../nbs/02_pairs.ipynb #b2b64e59
-severities = dict(gaussian_noise=(.04, .06, .08, .09, .10), shot_noise=(500, 250, 100, 75, 50), impulse_noise=(.01, .02, .03, .05, .07),
+severities = dict(gaussian_noise=(.04, .06, .08, .09, .10), shot_noise=(500, 250, 100, 75, 50),
+                  impulse_noise=(.01, .02, .03, .05, .07),
                   gaussian_blur=(.4, .6, .7, .8, 1.), brightness=(.05, .1, .15, .2, .3), contrast=(.75, .5, .4, .3, .15),
                   pixelate=(.95, .9, .85, .75, .65), jpeg=(80, 65, 58, 50, 40),
                   frost=((1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45)))
 
+# %% ../nbs/02_pairs.ipynb #f61cae6f
 def frost_textures(
     folder, # folder of frost pictures, such as those of ImageNet-C
 ):
@@ -165,6 +182,7 @@ def frost_textures(
     if not paths: raise ValueError(f"no frost pictures (*frost*.webp, .png, .jpg) in {folder}")
     return [TF.pil_to_tensor(Image.open(p).convert("RGB")).float() / 255 for p in paths]
 
+# %% ../nbs/02_pairs.ipynb #be3f98f1
 def corrupt(
     x,              # pictures, (B, C, H, W)
     name,           # a key of `severities`
@@ -204,6 +222,7 @@ _corruptions = dict(
     jpeg=lambda x, c, g, _: torch.stack([TF.jpeg(p, c) for p in (255 * x).round().byte().cpu()]).to(x) / 255,
     frost=_frost)
 
+# %% ../nbs/02_pairs.ipynb #15fc63f8
 class CorruptedPairs(Pairs):
     "Pictures with one of several corruptions, drawn for every batch."
     def __init__(self,
@@ -229,7 +248,9 @@ class ScenePairs(Pairs):
         for i, s in enumerate(scenes):
             check_pictures(s, f"scenes[{i}]")
             if len(s) < 2: raise ValueError(f"scenes[{i}] has one picture; a pair needs two")
-            if s.shape[1:] != scenes[0].shape[1:]: raise ValueError(f"scenes[{i}] has pictures of shape {tuple(s.shape[1:])}, scenes[0] of {tuple(scenes[0].shape[1:])}")
+            if s.shape[1:] != scenes[0].shape[1:]:
+                raise ValueError(f"scenes[{i}] has pictures of shape {tuple(s.shape[1:])}, "
+                                 f"scenes[0] of {tuple(scenes[0].shape[1:])}")
         self.pictures = torch.cat(list(scenes))
         self.count = torch.tensor([len(s) for s in scenes])
         self.scene = torch.arange(len(scenes)).repeat_interleave(self.count)
@@ -242,6 +263,7 @@ class ScenePairs(Pairs):
         other = 1 + (torch.rand(len(idx), generator=generator) * (n - 1)).long()  # never the picture itself
         return self.pictures[idx], self.pictures[self.start[idx] + (idx - self.start[idx] + other) % n]
 
+# %% ../nbs/02_pairs.ipynb #026060dd
 def read_scenes(
     root,             # folder with one sub-folder for each scene
     pattern="*.jpg",  # which files of a scene; the multi-illumination data: "dir_*_mip6.jpg"
@@ -257,6 +279,7 @@ def read_scenes(
     if not scenes: raise ValueError(f"no scene with files {pattern} in {root}")
     return scenes
 
+# %% ../nbs/02_pairs.ipynb #14bbc2a2
 def multi_illumination_split(
     name, # of a scene of the MIT Multi-Illumination data set (Murmann et al. 2019)
 ):

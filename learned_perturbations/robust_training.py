@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['methods', 'harden_recipes', 'digit_classifier', 'save_classifier', 'load_classifier', 'correct', 'divergence',
-           'Losses', 'HardenRecipe', 'get_harden_recipe', 'check_harden_recipe', 'harden', 'harden_steps',
-           'harden_batches', 'harden_loss']
+           'Losses', 'HardenRecipe', 'get_harden_recipe', 'check_harden_recipe', 'harden', 'harden_batches',
+           'harden_loss']
 
 # %% ../nbs/08_robust_training.ipynb #7d5828d7
 import json
@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -24,7 +25,8 @@ from .attacks import cross_entropy, evaluating, logits
 from .cvae import LearnedSet, fill, read_weights, replacing
 from .pairs import load_pictures
 from .sets import ascend, check_labels, check_pictures, steepest
-from .training import Recipe, check_folder, fit, known, perturbation, proportion, schedule, seeded, write_results
+from .training import (Recipe, check_choices, check_folder, check_not_negative, check_positive, check_same, fit, known,
+                                            perturbation, pick, precisions, remove_checkpoint, schedule, write_results)
 
 # %% ../nbs/08_robust_training.ipynb #2807eb00
 def digit_classifier(
@@ -37,6 +39,7 @@ def digit_classifier(
     return nn.Sequential(nn.Conv2d(1, 16, 4, 2), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten(),
                          nn.Linear(32 * left**2, 100), nn.ReLU(), nn.Linear(100, classes))
 
+# %% ../nbs/08_robust_training.ipynb #fceeb90f
 def save_classifier(
     net,        # from `digit_classifier`
     folder,     # where `config.json` and `model.safetensors` go
@@ -49,6 +52,7 @@ def save_classifier(
     with replacing(folder / "model.safetensors") as path: save_file(weights, path)
     with replacing(folder / "config.json") as path: path.write_text(json.dumps(dict(classifier="digit_classifier", **config)))
 
+# %% ../nbs/08_robust_training.ipynb #336e6fd9
 def load_classifier(
     name, # of a classifier that comes with the package, or a folder
 ):
@@ -62,6 +66,7 @@ def load_classifier(
     if config.pop("classifier", None) != "digit_classifier": raise ValueError(f"{folder / 'config.json'} does not describe a classifier")
     return fill(digit_classifier(**config), read_weights(folder / "model.safetensors"), folder / "model.safetensors").eval()
 
+# %% ../nbs/08_robust_training.ipynb #b2b25223
 @torch.no_grad()
 def correct(
     model,     # classifier, from pictures to logits
@@ -81,6 +86,7 @@ def divergence(
     "Returns KL(p ‖ softmax z), (B,)."
     return (torch.xlogy(p, p) - p * z.log_softmax(1)).flatten(1).sum(1)
 
+# %% ../nbs/08_robust_training.ipynb #8b2f5474
 class Losses:
     "The losses by name: each takes (net, x, y, x_tilde, radius, generator) and returns a number for each example, (B,)."
     def __init__(self,
@@ -91,11 +97,16 @@ class Losses:
     ):
         self.S, self.steps, self.sigma, self.weight, self.held = S, steps, sigma, weight, None
 
-    def worst(self, net, x, radius, generator, objective, steps=None, step_size=None):
-        "Returns the pictures at the worst points found, (B, C, H, W)."
+    def start(self, x, radius, generator):
+        "Returns latent points uniform in the ball, (B, k)."
+        return radius * self.S.sample(len(x), radius=1., generator=generator, device=x.device)
+
+    def worst(self, net, x, radius, generator, objective):
+        "Returns the pictures where `objective` of the logits is largest, as far as the search finds, (B, C, H, W)."
+        net = extract_model_from_parallel(net)  # gradients of u alone: nothing for the processes to share
         with torch.no_grad(): cond = self.S.condition(x)
-        start = radius * self.S.sample(len(x), radius=1., generator=generator, device=x.device)
-        with evaluating(net): u, _ = ascend(self.S, cond, objective, start, radius, steps or self.steps, step_size)
+        with evaluating(net):
+            u, _ = ascend(self.S, cond, lambda p: objective(logits(net, p)), self.start(x, radius, generator), radius, self.steps)
         with torch.no_grad(): return self.S.perturb(cond, u)
 
     def clean(self, net, x, y, x_tilde, radius, generator): return cross_entropy(logits(net, x), y)
@@ -107,32 +118,33 @@ class Losses:
         return cross_entropy(logits(net, pictures), y)
 
     def adversarial_plain(self, net, x, y, x_tilde, radius, generator):
-        return cross_entropy(logits(net, self.worst(net, x, radius, generator, lambda p: cross_entropy(logits(net, p), y))), y)
+        return cross_entropy(logits(net, self.worst(net, x, radius, generator, lambda z: cross_entropy(z, y))), y)
 
     def adversarial(self, net, x, y, x_tilde, radius, generator):
         return torch.maximum(self.clean(net, x, y, x_tilde, radius, generator), self.adversarial_plain(net, x, y, x_tilde, radius, generator))
 
     def trades(self, net, x, y, x_tilde, radius, generator):
         with torch.no_grad(): p = logits(net, x).softmax(1)
-        pictures, z = self.worst(net, x, radius, generator, lambda q: divergence(logits(net, q), p)), logits(net, x)
+        pictures, z = self.worst(net, x, radius, generator, lambda q: divergence(q, p)), logits(net, x)
         return cross_entropy(z, y) + self.weight * divergence(logits(net, pictures), z.softmax(1))
 
     def fast(self, net, x, y, x_tilde, radius, generator):
-        with torch.no_grad(): cond = self.S.condition(x)
-        v = (radius * self.S.sample(len(x), radius=1., generator=generator, device=x.device)).requires_grad_()
-        with evaluating(net): grad, = torch.autograd.grad(cross_entropy(logits(net, self.S.perturb(cond, v)), y).sum(), v)
+        with torch.no_grad(): cond, inner = self.S.condition(x), extract_model_from_parallel(net)
+        v = self.start(x, radius, generator).requires_grad_()
+        with evaluating(inner): grad, = torch.autograd.grad(cross_entropy(logits(inner, self.S.perturb(cond, v)), y).sum(), v)
         with torch.no_grad(): pictures = self.S.perturb(cond, self.S.project(v + 1.25 * radius * steepest(grad, self.S.norm), radius))
         return cross_entropy(logits(net, pictures), y)
 
     def free(self, net, x, y, x_tilde, radius, generator):
         if self.held is None or len(self.held) != len(x) or self.held.grad is None:  # the first batch starts at random
-            u = radius * self.S.sample(len(x), radius=1., generator=generator, device=x.device)
+            u = self.start(x, radius, generator)
         else: u = self.held.detach() + radius / self.steps * 2.5 * steepest(self.held.grad, self.S.norm)
         self.held = self.S.project(u, radius).requires_grad_()
         return cross_entropy(logits(net, self.S(x, self.held)), y)
 
     def gaussian(self, net, x, y, x_tilde, radius, generator):
-        with torch.no_grad(): pictures = self.S.many(self.S.condition(x), self.S.sample(len(x), 2, "gaussian", sigma=self.sigma, generator=generator, device=x.device))
+        u = self.S.sample(len(x), 2, "gaussian", sigma=self.sigma, generator=generator, device=x.device)
+        with torch.no_grad(): pictures = self.S.many(self.S.condition(x), u)
         z = logits(net, pictures.flatten(0, 1)).unflatten(0, (-1, 2))
         mean = z.softmax(2).mean(1)
         return sum(cross_entropy(z[:, i], y) + self.weight * divergence(z[:, i], mean) for i in (0, 1)) / 2
@@ -158,39 +170,38 @@ class HardenRecipe:
     weight: float = 6.          # λ of "trades" and "gaussian"
     epochs: float = 4           # passes over the training pictures
     batch_size: int = 128       # pictures in a step
-    lr: str = "0:1e-4 0.3:2e-3 1:0" # learning rate of Adam
+    lr: str = "0:1e-4 0.3:2e-3 1:0" # learning rate of Adam, "progress:value ..." with progress from 0 to 1
     precision: str = "auto"     # "float32", "bf16", or "auto": bf16 where the processor has it
     channels_last: bool = True  # memory layout of the convolutions
     seed: int = 0               # of everything random
 
-_mnist = HardenRecipe(data="mnist")
-_demo = HardenRecipe(data="digits", set="demo", epochs=6, batch_size=64)
+_mnist, _demo = HardenRecipe(data="mnist"), HardenRecipe(set="demo", epochs=6, batch_size=64)
+_mnist_methods = dict(clean={}, pairs=dict(epochs=12), augment=dict(epochs=12), gaussian=dict(epochs=12),
+                      adversarial=dict(radius=1.5, steps=3, epochs=10), trades=dict(radius=1.5, steps=3, epochs=10),
+                      fast=dict(radius=1.5, epochs=10), free=dict(radius=1.5, epochs=20))
 harden_recipes = known(
-    *(replace(_mnist, name=f"mnist-{m}", method=m, **dict(dict(radius=0. if m in ("clean", "pairs") else 2.), **kw)) for m, kw in dict(
-        clean={}, pairs={}, augment=dict(radius=0.), adversarial={}, trades={}, free=dict(epochs=8), fast={}, gaussian={}).items()),
+    *(replace(_mnist, name=f"mnist-{m}", method=m, **changes) for m, changes in _mnist_methods.items()),
     replace(_demo, name="demo-clean", method="clean"), replace(_demo, name="demo-adversarial", radius=2., steps=3),
     replace(_demo, name="demo-gaussian", method="gaussian"))
 
+# %% ../nbs/08_robust_training.ipynb #6fe6535e
 def get_harden_recipe(
     name, /,     # a key of `harden_recipes`
     **overrides, # fields to change
 ):
-    "Returns the recipe with some fields changed. Raises ValueError for an unknown name, field or value."
-    if name not in harden_recipes: raise ValueError(f"recipe must be one of {', '.join(harden_recipes)}; got {name!r}")
-    unknown = set(overrides) - set(HardenRecipe.__dataclass_fields__)
-    if unknown: raise ValueError(f"a recipe has no field {', '.join(sorted(unknown))}; it has {', '.join(HardenRecipe.__dataclass_fields__)}")
-    return check_harden_recipe(replace(harden_recipes[name], **overrides))
+    "Returns the recipe of a classifier with some fields changed. Raises ValueError for an unknown name, field or value."
+    return check_harden_recipe(pick(harden_recipes, name, overrides))
 
+# %% ../nbs/08_robust_training.ipynb #1143f428
 def check_harden_recipe(r):
     "Returns the recipe `r`. Raises ValueError if a field cannot work."
-    for f, allowed in dict(method=methods, precision=("float32", "bf16", "auto"), perturbation=("rts", "linf")).items():
-        if getattr(r, f) not in allowed: raise ValueError(f"{f} must be one of {', '.join(allowed)}; got {getattr(r, f)!r}")
-    for f in ("epochs", "batch_size", "steps", "sigma"):
-        if not getattr(r, f) > 0: raise ValueError(f"{f} must be positive, got {getattr(r, f)}")
-    if r.radius < 0: raise ValueError(f"radius must be positive, or 0 for the set's own; got {r.radius}")
+    check_choices(r, method=methods, precision=precisions, perturbation=("rts", "linf"))
+    check_positive(r, "epochs", "batch_size", "steps", "sigma")
+    check_not_negative(r, "radius", "limit", "pad", "weight")
     schedule(r.lr), schedule(r.ramp)
     return r
 
+# %% ../nbs/08_robust_training.ipynb #b0ccc684
 def harden(
     recipe,        # a HardenRecipe
     folder="runs", # the run goes to a sub-folder with the recipe's name
@@ -207,36 +218,34 @@ def harden(
     check_labels(y, len(check_pictures(x)))
     own, config = net is not None, dict(size=x.shape[-1], classes=max(10, int(y.max()) + 1))
     done = here / ("net.pt" if own else "model.safetensors")
-    if done.exists() and json.loads((here / "results.json").read_text())["recipe"] == settings:
+    if done.exists():
+        check_same(here, json.loads((here / "results.json").read_text())["recipe"], settings)
         return fill(net, torch.load(done, weights_only=True), done).eval() if own else load_classifier(here)
     torch.manual_seed(recipe.seed)
     net = net if own else digit_classifier(**config)
     if S is None and recipe.method not in ("clean", "pairs"): S = LearnedSet.from_pretrained(recipe.set)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if S is not None: S = S.to(device, memory_format=torch.channels_last) if recipe.channels_last and x.ndim == 4 else S.to(device)
-    losses = Losses(S, recipe.steps, recipe.sigma, recipe.weight)
-    history = fit(net, harden_batches(recipe, x, y, x_tilde), harden_loss(recipe, losses, S), here, recipe.epochs, harden_steps(recipe, len(x)), recipe.lr,
-                  precision=recipe.precision, channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)
+    batches, loss = harden_batches(recipe, x, y, x_tilde), harden_loss(recipe, Losses(S, recipe.steps, recipe.sigma, recipe.weight), S)
+    history = fit(net, batches, loss, here, recipe.epochs, math.ceil(len(x) / recipe.batch_size), recipe.lr, precision=recipe.precision,
+                  channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)
     write_results(here / "results.json", recipe=settings, history=history, seconds=sum(h["seconds"] for h in history))
     if own:
         with replacing(done) as temporary: torch.save(net.state_dict(), temporary)
     else: save_classifier(net.cpu(), here, **config)
-    (here / "checkpoint.pt").unlink(missing_ok=True)
+    remove_checkpoint(here)
     return net
 
-def harden_steps(recipe, n):
-    "Returns the number of batches in an epoch of n pictures: `free` uses each batch several times, and as many fewer of them."
-    return max(1, math.ceil(n / recipe.batch_size))
-
+# %% ../nbs/08_robust_training.ipynb #096ba0b8
 def harden_batches(
     recipe,  # a HardenRecipe
     x, y,    # pictures and labels
     x_tilde, # [perturbed pictures], or [] to draw real perturbations
 ):
-    "Returns the function generator -> batches (x, y, x_tilde) that `fit` wants."
-    repeats, real = recipe.steps if recipe.method == "free" else 1, perturbation(Recipe(perturbation=recipe.perturbation), x.shape[1:])
+    "Returns the function generator -> batches (x, y, x_tilde) that `fit` wants; `free` uses each batch several times, fewer of them."
+    steps, repeats = math.ceil(len(x) / recipe.batch_size), recipe.steps if recipe.method == "free" else 1
+    real = perturbation(Recipe(perturbation=recipe.perturbation), x.shape[1:])
     def batches(generator):
-        steps = harden_steps(recipe, len(x))
         for idx in torch.randperm(len(x), generator=generator).split(recipe.batch_size)[:math.ceil(steps / repeats)]:
             if recipe.method != "pairs": partner = x[idx]
             elif x_tilde: partner = x_tilde[0][idx]
@@ -245,15 +254,13 @@ def harden_batches(
             for _ in range(repeats): yield x[idx], y[idx], partner
     return batches
 
+# %% ../nbs/08_robust_training.ipynb #99a55085
 def harden_loss(
     recipe, # a HardenRecipe
     losses, # `Losses`
     S,      # a PerturbationSet, or None where the method needs none
 ):
     "Returns the loss that `fit` wants: the mean over the batch of the recipe's method, with the radius of the moment."
-    radius, ramp, one = recipe.radius or (S.radius if S is not None else 0.), schedule(recipe.ramp), getattr(losses, recipe.method.replace("-", "_"))
-    def loss(net, batch, progress, generator):
-        x, y, x_tilde = batch
-        value = one(net, x, y, x_tilde, radius * ramp(progress), generator).mean()
-        return value, {}
-    return loss
+    radius = recipe.radius or (S.radius if S is not None else 0.)
+    ramp, one = schedule(recipe.ramp), getattr(losses, recipe.method.replace("-", "_"))
+    return lambda net, batch, progress, generator: (one(net, *batch, radius * ramp(progress), generator).mean(), {})

@@ -24,6 +24,7 @@ def check_pictures(
     if not x.is_floating_point(): raise TypeError(f"{name} must be floating point with entries in [0, 1], got {x.dtype}")
     if x.ndim < 2: raise ValueError(f"{name} must be a batch of pictures, such as (B, C, H, W); got shape {tuple(x.shape)}")
     if x.numel() == 0: raise ValueError(f"{name} is empty: shape {tuple(x.shape)}")
+    if like is not None and x.dtype != like.dtype: raise TypeError(f"{name} is {x.dtype}, but the pictures it is paired with are {like.dtype}")
     if like is not None and x.shape != like.shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, but the pictures it is paired with have {tuple(like.shape)}")
     lo, hi = x.detach().aminmax()
@@ -31,25 +32,28 @@ def check_pictures(
     if lo < 0 or hi > 1: raise ValueError(f"{name} must lie in [0, 1], but its entries range from {lo:.4g} to {hi:.4g}")
     return x
 
+# %% ../nbs/00_sets.ipynb #b82c9f5f
 def check_labels(
     y,            # class numbers, (B,) or (B, H, W), integers
     n,            # number of pictures they belong to
     classes=None, # number of classes, if known
 ):
     "Returns `y` if it holds one class number per picture; raises TypeError or ValueError if it does not."
-    if not isinstance(y, torch.Tensor) or y.is_floating_point(): raise TypeError("y must be a tensor of integers")
+    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dtype == torch.bool: raise TypeError("y must be a tensor of integers")
+    if y.ndim not in (1, 3): raise ValueError(f"y must have shape (B,), or (B, H, W) for a map of classes; got {tuple(y.shape)}")
     if len(y) != n: raise ValueError(f"y has {len(y)} labels for {n} pictures")
     if y.min() < 0 or classes is not None and y.max() >= classes:
         allowed = "0 or more" if classes is None else f"0 to {classes - 1}"
         raise ValueError(f"y must hold class numbers from {allowed}, but ranges from {y.min()} to {y.max()}")
     return y
 
+# %% ../nbs/00_sets.ipynb #71969e83
 def check_radius(
     radius, # radius of a ball of latent points
 ):
-    "Returns `radius` as a float; raises ValueError if it is not a positive number."
+    "Returns `radius` as a float; raises ValueError if it is not a positive, finite number."
     radius = float(radius)
-    if not radius > 0: raise ValueError(f"radius must be positive, got {radius}")
+    if not 0 < radius < math.inf: raise ValueError(f"radius must be positive and finite, got {radius}")
     return radius
 
 # %% ../nbs/00_sets.ipynb #2373b71d
@@ -60,6 +64,7 @@ def norms(
     "Returns the norm of every row of `u`, (...,)."
     return torch.linalg.vector_norm(u, ord=norm, dim=-1)
 
+# %% ../nbs/00_sets.ipynb #ec03a332
 def project_ball(
     u,      # latent points, (..., k)
     radius, # of the ball, a number or one for each row (...,)
@@ -80,14 +85,17 @@ def directions(
     v = gaussian(shape, generator, device)
     return v / norms(v)[..., None]
 
+# %% ../nbs/00_sets.ipynb #d0509d29
 def gaussian(shape, generator=None, device=None):
     "Returns standard normal points, drawn where `generator` lives and moved to `device`."
     return torch.randn(shape, generator=generator, device=generator.device if generator else device).to(device)
 
+# %% ../nbs/00_sets.ipynb #9e410060
 def uniform(shape, generator=None, device=None):
     "Returns points uniform in [0, 1), drawn where `generator` lives and moved to `device`."
     return torch.rand(shape, generator=generator, device=generator.device if generator else device).to(device)
 
+# %% ../nbs/00_sets.ipynb #2a57a4b9
 def uniform_ball(
     shape,          # of the result, (..., k)
     radius,         # of the ball
@@ -125,11 +133,13 @@ def select(
     cond, # tensors with one row per example, nested in tuples, lists and dictionaries
     idx,  # which examples: a tensor of positions or a mask
 ):
-    "Returns `cond` for the examples `idx` only (repeated positions repeat the example)."
+    "Returns `cond` for the examples `idx` only (repeated positions repeat the example). Raises TypeError if it holds anything else."
     if isinstance(cond, torch.Tensor): return cond[idx]
     if isinstance(cond, dict): return {k: select(v, idx) for k, v in cond.items()}
+    if isinstance(cond, tuple) and hasattr(cond, "_fields"): return type(cond)(*(select(v, idx) for v in cond))
     if isinstance(cond, (tuple, list)): return type(cond)([select(v, idx) for v in cond])
-    return cond
+    if cond is None or isinstance(cond, (int, float, str)): return cond
+    raise TypeError(f"condition(x) must return tensors, in tuples, lists or dictionaries; got {type(cond).__name__}")
 
 # %% ../nbs/00_sets.ipynb #a3084377
 class PerturbationSet(nn.Module):
@@ -227,6 +237,7 @@ def steepest(
     grad = grad / grad.abs().amax(-1, keepdim=True).clamp_min(1e-30)
     return grad / norms(grad)[..., None].clamp_min(1e-30)
 
+# %% ../nbs/00_sets.ipynb #8475d51f
 def ascend(
     S,              # a PerturbationSet
     cond,           # `S.condition(x)` for B examples
@@ -283,6 +294,7 @@ def sampling_grid(
     a, b, c = torch.view_as_complex(theta.mT.contiguous())[..., None].unbind(1)  # a point is a complex number, (B, 1)
     return torch.view_as_real((a * x + c)[:, None] + (b * y)[:, :, None])
 
+# %% ../nbs/00_sets.ipynb #6a73689d
 class RTSSet(PerturbationSet):
     "The pictures rotated, translated and scaled: u holds the angle, the scale and the two shifts, each in [-1, 1]."
     def __init__(self,

@@ -1,44 +1,108 @@
 """Make the files in results/ that the experiments read: python tools/results.py PART... (full MNIST in data/; hours on two cores).
 
-Every part can be stopped and started again. The sets are those that come with the package, or runs/NAME where there is one.
+Every part can be stopped and started again. Sets and classifiers are those that come with the package, or in runs/NAME.
 """
 import json, sys
 from pathlib import Path
 
 import torch
 
+from learned_perturbations.attacks import attack_suite, pgd
+from learned_perturbations.certification import certified_accuracy, certify
 from learned_perturbations.cvae import LearnedSet
-from learned_perturbations.evaluation import quality
-from learned_perturbations.training import Recipe, recipe_pairs, write_results
+from learned_perturbations.evaluation import conformal, quality
+from learned_perturbations.pairs import mnist
+from learned_perturbations.robust_training import correct, load_classifier
+from learned_perturbations.sets import RTSSet
+from learned_perturbations.training import Recipe, environment, in_pieces, measured, proportion, recipe_pairs, seeded, write_results
 
 root = Path(__file__).resolve().parent.parent
-weights, results = root/"learned_perturbations"/"weights", root/"results"
+weights, results, kept = root/"learned_perturbations"/"weights", root/"results", Path("runs")/"results"
+classifiers = ("clean", "pairs", "augment", "gaussian", "adversarial")
+attack_radii, certified_radii = [.5, 1., 2., 3.], [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
 def trained(folder):
     "What the training of the run in `folder` left: its recipe, history, radius, versions, device, seconds."
     return json.loads((folder/"results.json").read_text())
 
-def evaluate(name, passes=3, folder=None, pinned=False):
-    "Quality of a learned set on MNIST's test digits; pinned: with the inactive latent dimensions held at 0."
+def learned(name, folder=None):
+    "The set of a name, its training, and its validation and test pairs."
     folder = Path(folder or weights/name)
-    S, run = LearnedSet.from_pretrained(folder), trained(folder)
-    kept = {k: v for k, v in run["recipe"].items() if k != "network_config"}
-    recipe = Recipe(**dict(kept, scale=tuple(kept["scale"])))
-    val, test = recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
-    if pinned: S = S.pin(S.active(val, generator=torch.Generator().manual_seed(0)))
-    name = f"{name}-pinned" if pinned else name
-    keep = Path("runs")/f"{name}-quality"; keep.mkdir(parents=True, exist_ok=True)
+    run = trained(folder)
+    recipe = Recipe(**{k: tuple(v) if k == "scale" else v for k, v in run["recipe"].items() if k != "network_config"})
+    return LearnedSet.from_pretrained(folder), run, recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
+
+def evaluate(name, passes=3, folder=None, pinned=False, limit=None):
+    "Quality of a learned set on MNIST's test digits; pinned: with the inactive latent dimensions held at 0."
+    S, run, val, test = learned(name, folder)
+    if pinned: S, name = S.pin(S.active(val, generator=torch.Generator().manual_seed(0))), f"{name}-pinned"
+    if limit: test.x = test.x[:limit]
+    keep = kept/name; keep.mkdir(parents=True, exist_ok=True)
     write_results(results/f"{name}.json", training=run, **quality(S, val, test, folder=keep, passes=passes))
 
-parts = {
-    "fc": lambda: evaluate("mnist-linf-fc"),
-    "fc-fast": lambda: evaluate("mnist-linf-fc-fast", folder="runs/mnist-linf-fc"),
-    "conv": lambda: evaluate("mnist-linf-conv"),
-    "rts": lambda: evaluate("mnist-rts"),
-    "rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True),
-    "rts-5": lambda: evaluate("mnist-rts-5", 1),
-    "rts-1": lambda: evaluate("mnist-rts-1", 1),
-}
+def calibrate(name, folder=None):
+    "The conformal radii of a set that has been evaluated, measured again, in its results file."
+    S, _, val, test = learned(name, folder)
+    keep = kept/name; keep.mkdir(parents=True, exist_ok=True)
+    r = json.loads((results/f"{name}.json").read_text())
+    rows = conformal(S.to(memory_format=torch.channels_last), val, test, 250, folder=keep)
+    r["conformal"] = [row | environment() for row in rows]
+    (results/f"{name}.json").write_text(json.dumps(r, indent=1))
+
+def rts():
+    "The set of the robustness results."
+    return LearnedSet.from_pretrained("mnist-rts").to(memory_format=torch.channels_last)
+
+def attacked(name, n=300):
+    "Accuracy of a classifier on clean test digits, on fresh real perturbations of all of them, and under attack on the first n."
+    S, net, (x, y), real = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7), RTSSet()
+    x_real = torch.cat([real(p, real.sample(len(p), generator=seeded(0, i))) for i, p in enumerate(x.split(1000))])
+    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", radii=attack_radii, steps=50, n=n, seed=0, precision="auto")
+    def under(radius):
+        work = lambda idx, g: dict(stands=~pgd(net, S, x[idx], y[idx], radius, 50, precision="auto", generator=g).success)
+        return proportion(in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-{radius}.pt", asked, title=f"{name}, radius {radius}")["stands"])
+    def suite(radius=1., n=100):
+        work = lambda idx, g: dict(stage=attack_suite(net, S, x[idx], y[idx], radius, precision="auto", generator=g).stage)
+        stage = in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-suite.pt", asked, title=f"{name}, suite")["stage"]
+        names = ("centre", "sampling", "pgd", "apgd_ce", "apgd_dlr", "apgd_targeted", "square")
+        return dict(radius=radius, after={stage_name: proportion(~((stage >= 0) & (stage <= i))) for i, stage_name in enumerate(names)})
+    return measured(results/f"mnist-{name}-attacked.json", asked, lambda: dict(
+        training=trained(weights/f"mnist-{name}"), clean=proportion(correct(net, x, y)), real=proportion(correct(net, x_real, y)),
+        attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
+
+def certified(name, n, digits, sigma=1.):
+    "Certified accuracy of a smoothed classifier against radius, with a fixed number of draws, on the first test digits."
+    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    x, y = x[:digits], y[:digits]
+    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", sigma=sigma, n0=100, n=n, alpha=.001, digits=digits, seed=0, precision="auto")
+    def compute():
+        c = certify(net, S, x, sigma, n=n, path=kept/f"{name}-{n}.jsonl", progress=True, precision="auto")
+        at = [dict(radius=r, accuracy=proportion((c.prediction == y) & (c.radius >= r))) for r in certified_radii]
+        return dict(certified=at, abstained=proportion(c.prediction < 0), draws=int(c.draws.sum()), radius=c.radius.tolist(), right=(c.prediction == y).tolist())
+    kept.mkdir(parents=True, exist_ok=True)
+    return measured(results/f"mnist-{name}-certified-{n}.json", asked, compute)
+
+def adaptive(name="gaussian", n=100_000, digits=20, more=100, sigma=1.):
+    "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
+    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    fixed = certified(name, n, digits)
+    def row(radius, count):
+        c = certify(net, S, x[:count], sigma, n=n, radius=radius, adaptive=True, path=kept/f"{name}-adaptive-{radius}-{count}.jsonl", progress=True, precision="auto")
+        ours = (c.prediction == y[:count]) & (c.radius >= radius)
+        theirs = [a and r >= radius for a, r in zip(fixed["right"], fixed["radius"])]
+        return dict(radius=radius, digits=count, accuracy=proportion(ours), fixed=proportion(torch.tensor(theirs)) if count == digits else None,
+                    draws=c.draws.double().mean().item(), most_draws=int(c.draws.max()), fewer=(n + 100) / c.draws.double().mean().item())
+    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", sigma=sigma, n=n, alpha=.001, digits=digits, more=more, seed=0, precision="auto")
+    measured(results/f"mnist-{name}-adaptive.json", asked, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
+
+sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc"), "conv": ("mnist-linf-conv", None),
+        "rts": ("mnist-rts", None), "rts-5": ("mnist-rts-5", None), "rts-1": ("mnist-rts-1", None)}
+parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, 3 if part in ("fc", "fc-fast", "conv", "rts") else 1, folder) for part, (name, folder) in sets.items()}
+parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if folder is None}
+parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
+parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
+parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 100) for name in classifiers}
+parts |= {"certify-10000": lambda: certified("gaussian", 10_000, 50), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)

@@ -1,0 +1,44 @@
+"Write README.md and nbs/images/ from nbs/index.ipynb: no other program is needed. Run it after the notebook's last run."
+import base64, configparser, json, re
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+
+def site_urls(text, site):
+    "Returns `text` with links to notebooks turned into addresses of the site: 02_pairs.ipynb -> SITE/pairs.html."
+    page = lambda m: f"]({site}/{m[1]}{re.sub(r'^[0-9]+_', '', m[2])}.html)"
+    return re.sub(r"\]\(((?:\w+/)*)(\w+)\.ipynb\)", page, text)
+
+def directive(source, name):
+    "Returns the value of a cell's `#| name: value` line, or None if it has none."
+    found = re.search(rf"^#\| *{name}(?:: *(.*))?$", source, re.MULTILINE)
+    return found and (found[1] or "")
+
+def outputs(cell, name, images):
+    "Yields the markdown of a cell's outputs: what it printed, and its picture, which goes to `images` as name.png."
+    printed = "".join("".join(out["text"]) for out in cell["outputs"] if out.get("name") == "stdout")
+    if printed: yield "".join(f"    {line}\n" for line in printed.splitlines())
+    for out in cell["outputs"]:
+        if picture := out.get("data", {}).get("image/png"):
+            (images / f"{name}.png").write_bytes(base64.b64decode("".join(picture)))
+            yield f"![{name}]({images.relative_to(root).as_posix()}/{name}.png)\n"
+
+def readme(notebook, images, site):
+    "Returns the notebook as markdown: prose, code, printed lines and pictures, without hidden cells."
+    parts = []
+    for cell in json.loads(notebook.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown": parts.append(site_urls(source, site) + "\n")
+        elif directive(source, "hide") is None:
+            code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
+            parts += [f"```python\n{code}\n```\n", *outputs(cell, directive(source, "fig-alt"), images)]
+    return "\n".join(parts)
+
+def main():
+    settings = configparser.ConfigParser()
+    settings.read(root / "settings.ini")
+    images, site = root / "nbs" / "images", settings["DEFAULT"]["doc_host"] + settings["DEFAULT"]["doc_baseurl"]
+    images.mkdir(exist_ok=True)
+    (root / "README.md").write_text(readme(root / "nbs" / "index.ipynb", images, site))
+
+if __name__ == "__main__": main()
