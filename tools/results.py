@@ -82,7 +82,7 @@ def certified(name, n, digits, sigma=1.):
     kept.mkdir(parents=True, exist_ok=True)
     return measured(results/f"mnist-{name}-certified-{n}.json", asked, compute)
 
-def adaptive(name="gaussian", n=100_000, digits=20, more=100, sigma=1.):
+def adaptive(name="gaussian", n=100_000, digits=20, more=500, sigma=1.):
     "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
     S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
     fixed = certified(name, n, digits)
