@@ -181,7 +181,7 @@ _mnist_methods = dict(clean={}, pairs=dict(epochs=12), augment=dict(epochs=12), 
                       fast=dict(radius=1.5, epochs=10), free=dict(radius=1.5, epochs=20))
 harden_recipes = known(
     *(replace(_mnist, name=f"mnist-{m}", method=m, **changes) for m, changes in _mnist_methods.items()),
-    replace(_demo, name="demo-clean", method="clean"), replace(_demo, name="demo-adversarial", radius=2., steps=3),
+    replace(_demo, name="demo-clean", method="clean"), replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),
     replace(_demo, name="demo-gaussian", method="gaussian"))
 
 # %% ../nbs/08_robust_training.ipynb #6fe6535e

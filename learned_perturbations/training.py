@@ -104,7 +104,7 @@ recipes = known(
     _rts, replace(_rts, name="mnist-rts", epochs=16, **_fast_rts),
     replace(_rts, name="mnist-rts-5-published", fixed=5), replace(_rts, name="mnist-rts-5", fixed=5, epochs=6, **_fast_rts),
     replace(_rts, name="mnist-rts-1-published", fixed=1), replace(_rts, name="mnist-rts-1", fixed=1, epochs=6, **_fast_rts),
-    replace(_rts, name="demo", data="digits", epochs=10, **{**_fast_rts, "batch_size": 32}))
+    replace(_rts, name="demo", data="digits", epochs=8, **{**_fast_rts, "batch_size": 32}))
 
 # %% ../nbs/05_training.ipynb #84e27dd7
 def pick(
