@@ -394,8 +394,7 @@ def attack_suite(
     "Returns the worst points that the searches find one after another, each on the survivors of those before: a `SuiteAttack`."
     task = Task(model, S, x, y, radius, None, share, precision)
     with torch.no_grad(), evaluating(model):
-        classes = logits(model, S.perturb(task.cond[:1] if isinstance(task.cond, torch.Tensor) else select(task.cond, slice(1)),
-                                          x.new_zeros(1, S.latent_dim))).shape[1]
+        classes = logits(model, S.perturb(select(task.cond, slice(1)), x.new_zeros(1, S.latent_dim))).shape[1]
     stages = stages or {k: v for k, v in suite_stages(targets=min(3, classes - 1)).items()
                         if classes > dict(apgd_dlr=2, apgd_targeted=3).get(k, 1)}
     names = ["centre", *(name for name, searches in stages.items() for _ in searches)]

@@ -283,8 +283,8 @@ def in_pieces(
     seed=0,        # of everything random
     title="work",  # of the progress bar
 ):
-    """Returns the rows of all pieces, a dictionary of tensors, and removes what was kept. Of several processes each
-    works on its share among the processes and each gets all rows."""
+    """Returns the rows of all pieces, a dictionary of tensors, and removes what was kept. Several processes share
+    the pieces, and each gets all rows."""
     state, settings = processes(), dict(settings or {}, seed=seed, pieces=len(pieces))
     done = kept_pieces(path, settings) if path else {}
     mine = range(state.process_index, len(pieces), state.num_processes)
@@ -434,7 +434,7 @@ def train(
         return LearnedSet.from_pretrained(here)
     pairs, val = pairs or recipe_pairs(recipe, "train"), val or recipe_pairs(recipe, "val")
     torch.manual_seed(recipe.seed)
-    if not len(pairs) or not len(val): raise ValueError(f"data has {len(pairs)} training and {len(val)} validation pairs; both are needed (a tenth is held out)")
+    if not len(pairs) or not len(val): raise ValueError(f"data has {len(pairs)} training and {len(val)} validation pairs; both are needed")
     cvae = build(recipe.network, likelihood=recipe.likelihood, **(network_config or {}))
     shape = pairs.batch(torch.arange(1))[0].shape[1:]
     if not cvae.fits(shape): raise ValueError(f"network {recipe.network} takes pictures of shape {cvae.shape}, the data with pad={recipe.pad} has {tuple(shape)}")

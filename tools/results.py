@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from learned_perturbations.attacks import attack_suite, pgd
-from learned_perturbations.certification import certified_accuracy, certify
+from learned_perturbations.certification import certify
+from learned_perturbations.cli import run_of
 from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.evaluation import conformal, quality
 from learned_perturbations.pairs import mnist
 from learned_perturbations.robust_training import correct, load_classifier
 from learned_perturbations.sets import RTSSet
-from learned_perturbations.training import Recipe, environment, in_pieces, measured, proportion, recipe_pairs, seeded, write_results
+from learned_perturbations.training import environment, in_pieces, measured, proportion, recipe_pairs, seeded, write_results
 
 root = Path(__file__).resolve().parent.parent
 weights, results, kept = root/"learned_perturbations"/"weights", root/"results", Path("runs")/"results"
@@ -28,9 +29,8 @@ def trained(folder):
 def learned(name, folder=None):
     "The set of a name, its training, and its validation and test pairs."
     folder = Path(folder or weights/name)
-    run = trained(folder)
-    recipe = Recipe(**{k: tuple(v) if k == "scale" else v for k, v in run["recipe"].items() if k != "network_config"})
-    return LearnedSet.from_pretrained(folder), run, recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
+    recipe = run_of(folder)
+    return LearnedSet.from_pretrained(folder), trained(folder), recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
 
 def evaluate(name, passes=3, folder=None, pinned=False, limit=None):
     "Quality of a learned set on MNIST's test digits; pinned: with the inactive latent dimensions held at 0."
