@@ -178,9 +178,8 @@ def certify_part(name, rates, reps, n, examples, alpha=.001, cap=100_000):
     flat, one = plain.PlainCVAE(S.cvae), lambda once: plain.certify(net, flat, x[0], sigma, 100, n, alpha, once=once)
     variants = {f"plain, {k}": (lambda once=once: one(once), n + 100, "float32")
                 for k, once in {"whole network at every call": False, "as published: prior once": True}.items()}
-    batch = dict(batch=4096) if device.type == "cuda" else {}
     def mine(T, f, pictures, precision, **kw):
-        return certification.certify(f, T, pictures, sigma, 100, alpha=alpha, precision=precision, **batch, **kw)
+        return certification.certify(f, T, pictures, sigma, 100, alpha=alpha, precision=precision, **kw)
     for k, (T, f, p, precision) in ours(S, net, x).items():
         variants[k] = (lambda v=(T, f, p[:1], precision): mine(*v, n=n), n + 100, precision)
     counts = one(True)[2]

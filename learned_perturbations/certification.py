@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['bends', 'straight', 'clopper_pearson', 'certified_radius', 'noise_for_radius', 'evidence', 'sequence_bound',
-           'Coverage', 'coverage', 'check_certificate', 'check_certifier', 'mix', 'noise', 'check_smoothing', 'Sampler',
-           'fixed_bounds', 'adaptive_bounds', 'checksum', 'append', 'read_rows', 'join_rows', 'RowFile', 'progress_bar',
-           'Certificate', 'certify', 'predict', 'certified_accuracy', 'PixelCertificate', 'holm', 'certify_pixels',
-           'band', 'dot', 'reach', 'unroll', 'matrix', 'from_latent', 'Enclosure', 'certify_deterministic',
-           'deterministic_radius', 'resolvability_gap']
+           'Coverage', 'coverage', 'check_certificate', 'check_certifier', 'mix', 'noise', 'check_smoothing',
+           'full_batch', 'Sampler', 'fixed_bounds', 'adaptive_bounds', 'checksum', 'append', 'read_rows', 'join_rows',
+           'RowFile', 'progress_bar', 'Certificate', 'certify', 'predict', 'certified_accuracy', 'PixelCertificate',
+           'holm', 'certify_pixels', 'band', 'dot', 'reach', 'unroll', 'matrix', 'from_latent', 'Enclosure',
+           'certify_deterministic', 'deterministic_radius', 'resolvability_gap']
 
 # %% ../nbs/09_certification.ipynb #06b0da42
 import copy
@@ -185,6 +185,15 @@ def check_smoothing(
     if not 0 < alpha < 1: raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     if n < 1 or n0 < 1: raise ValueError(f"n and n0 must be at least 1, got {n} and {n0}")
 
+# %% ../nbs/09_certification.ipynb #d7485532
+def full_batch(
+    S, # a PerturbationSet
+    x, # pictures, (B, C, H, W)
+):
+    "Returns how many points to work on at a time: as many as a processor's cache holds, or many more on a GPU."
+    numbers = 200_000 if x.device.type == "cpu" else 10_000_000
+    return max(1, numbers // max(x[0].numel(), S.latent_dim))
+
 # %% ../nbs/09_certification.ipynb #f0b395af
 class Sampler:
     "Counts the classes that a classifier gives to random points around a group of examples."
@@ -196,12 +205,12 @@ class Sampler:
         sigma,       # standard deviation of the noise in u
         sigma_x=0.,  # standard deviation of noise on the pixels
         seed=0,      # of the noise
-        batch=200,   # draws at a time
+        batch=None,  # draws at a time; None: `full_batch`
         precision="float32", # of generator and classifier: "float32", "bf16" or "auto"
         tick=lambda draws: None, # called with the number of draws after each batch
     ):
         self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids.to(x.device), sigma, sigma_x
-        self.seed, self.batch, self.precision, self.shape, self.tick = seed, batch, precision, x.shape[1:], tick
+        self.seed, self.batch, self.precision, self.shape, self.tick = seed, batch or full_batch(S, x), precision, x.shape[1:], tick
         self.cond, self.dtype = S.condition(x), x.dtype
 
     def classes(self,
@@ -380,7 +389,7 @@ def certify(
     radius=None,    # the radius in question; None: the largest that can be certified
     adaptive=False, # stop as soon as the radius in question is settled
     seed=0,         # of the noise
-    batch=200,      # draws at a time: few enough for the processor's cache; more on a GPU
+    batch=None,     # draws at a time; None: `full_batch`
     path=None,      # file of finished rows, to go on after a stop
     progress=False, # show pictures done, time left and draws per second
     first=0,        # number of the first example: example i of a data set has the same noise in any slice
@@ -429,7 +438,7 @@ def predict(
     n=1_000,    # draws
     alpha=.001, # probability with which an answer may differ from the smoothed classifier's
     seed=0,     # of the noise
-    batch=200,  # draws at a time
+    batch=None, # draws at a time; None: `full_batch`
     first=0,    # number of the first example
     precision="float32", # of generator and classifier: "float32", "bf16" or "auto"
 ):
@@ -484,7 +493,7 @@ def certify_pixels(
     threshold=.75,      # probability to be exceeded, for "holm": radius σ Φ⁻¹(threshold)
     correction="holm",  # "holm", "bonferroni", or None: each pixel alone, as published
     seed=0,             # of the noise
-    batch=100,          # draws at a time
+    batch=None,         # draws at a time; None: `full_batch`
 ):
     "Returns a `PixelCertificate`. Raises ValueError for an unknown correction. Source: Fischer, Baader & Vechev 2021."
     check_smoothing(S, x, sigma, n, alpha, n0)

@@ -173,7 +173,7 @@ def lp_evaluate(
 def classifier_and_set(classifier, S, data, pad, root, limit):
     "Returns classifier, set, test pictures and labels for the two commands below."
     x, y = (t[:limit or None].to(device()) for t in load_pictures(data, "test", pad, root))
-    return load_classifier(classifier).to(device()), LearnedSet.from_pretrained(S).to(device(), memory_format=torch.channels_last), x, y
+    return load_classifier(classifier).to(device()), LearnedSet.from_pretrained(S).to(device()), x, y
 
 # %% ../nbs/11_cli.ipynb #71c35474
 @command()
@@ -283,7 +283,7 @@ def lp_demo(
     here = check_folder(folder)
     changed = dict(epochs=epochs) if epochs else {}
     recipe = get_recipe("demo", **changed)
-    S = train(recipe, here).to(memory_format=torch.channels_last)
+    S = train(recipe, here)
     nets = {m: harden(get_harden_recipe(f"demo-{m}", **changed), here, S) for m in demo_names}
     x, y = load_pictures("digits", "test", recipe.pad); x, y = x[:n], y[:n]
     pairs = recipe_pairs(recipe, "test"); pairs.x = x

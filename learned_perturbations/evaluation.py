@@ -82,7 +82,6 @@ def evaluate(
     precision="auto", # of the searches
 ):
     "Returns the quality table of a learned set on held-out pairs: a dictionary of summaries, and of shares on which bounds hold."
-    S = S.to(memory_format=torch.channels_last)  # convolutions in bf16 are twice as fast in this layout
     device = next(S.parameters()).device
     settings = dict(passes=passes, steps=steps, draws=draws, alpha=alpha, batch=batch, precision=precision)
     work = lambda idx, g: measure(S, *(t.to(device) for t in pairs.batch(idx, g)), steps, draws, alpha, g, precision)

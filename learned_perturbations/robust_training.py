@@ -225,7 +225,7 @@ def harden(
     net = net if own else digit_classifier(**config)
     if S is None and recipe.method not in ("clean", "pairs"): S = LearnedSet.from_pretrained(recipe.set)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if S is not None: S = S.to(device, memory_format=torch.channels_last) if recipe.channels_last and x.ndim == 4 else S.to(device)
+    if S is not None: S = S.to(device)
     batches, loss = harden_batches(recipe, x, y, x_tilde), harden_loss(recipe, Losses(S, recipe.steps, recipe.sigma, recipe.weight), S)
     history = fit(net, batches, loss, here, recipe.epochs, math.ceil(len(x) / recipe.batch_size), recipe.lr, precision=recipe.precision,
                   channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from learned_perturbations.attacks import attack_suite, pgd
+from learned_perturbations.attacks import attack_suite, pgd, suite_stages
 from learned_perturbations.certification import certify
 from learned_perturbations.cli import run_of
 from learned_perturbations.cvae import LearnedSet
@@ -45,15 +45,15 @@ def calibrate(name, folder=None):
     S, _, val, test = learned(name, folder)
     keep = kept/name; keep.mkdir(parents=True, exist_ok=True)
     r = json.loads((results/f"{name}.json").read_text())
-    rows = conformal(S.to(memory_format=torch.channels_last), val, test, 250, folder=keep)
+    rows = conformal(S, val, test, 250, folder=keep)
     r["conformal"] = [row | environment() for row in rows]
     (results/f"{name}.json").write_text(json.dumps(r, indent=1))
 
 def rts():
     "The set of the robustness results."
-    return LearnedSet.from_pretrained("mnist-rts").to(memory_format=torch.channels_last)
+    return LearnedSet.from_pretrained("mnist-rts")
 
-def attacked(name, n=300):
+def attacked(name, n=500):
     "Accuracy of a classifier on clean test digits, on fresh real perturbations of all of them, and under attack on the first n."
     S, net, (x, y), real = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7), RTSSet()
     x_real = torch.cat([real(p, real.sample(len(p), generator=seeded(0, i))) for i, p in enumerate(x.split(1000))])
@@ -61,11 +61,11 @@ def attacked(name, n=300):
     def under(radius):
         work = lambda idx, g: dict(stands=~pgd(net, S, x[idx], y[idx], radius, 50, precision="auto", generator=g).success)
         return proportion(in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-{radius}.pt", asked, title=f"{name}, radius {radius}")["stands"])
-    def suite(radius=1., n=100):
+    def suite(radius=1., n=200):
         work = lambda idx, g: dict(stage=attack_suite(net, S, x[idx], y[idx], radius, precision="auto", generator=g).stage)
         stage = in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-suite.pt", asked, title=f"{name}, suite")["stage"]
-        names = ("centre", "sampling", "pgd", "apgd_ce", "apgd_dlr", "apgd_targeted", "square")
-        return dict(radius=radius, after={stage_name: proportion(~((stage >= 0) & (stage <= i))) for i, stage_name in enumerate(names)})
+        after = {stage_name: proportion(~((stage >= 0) & (stage <= i))) for i, stage_name in enumerate(["centre", *suite_stages()])}
+        return dict(radius=radius, after=after)
     return measured(results/f"mnist-{name}-attacked.json", asked, lambda: dict(
         training=trained(weights/f"mnist-{name}"), clean=proportion(correct(net, x, y)), real=proportion(correct(net, x_real, y)),
         attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
@@ -82,7 +82,7 @@ def certified(name, n, digits, sigma=1.):
     kept.mkdir(parents=True, exist_ok=True)
     return measured(results/f"mnist-{name}-certified-{n}.json", asked, compute)
 
-def adaptive(name="gaussian", n=100_000, digits=20, more=500, sigma=1.):
+def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
     "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
     S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
     fixed = certified(name, n, digits)
@@ -101,8 +101,8 @@ parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, 3 if p
 parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if folder is None}
 parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
 parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
-parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 100) for name in classifiers}
-parts |= {"certify-10000": lambda: certified("gaussian", 10_000, 50), "adaptive": adaptive}
+parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 500) for name in classifiers}
+parts |= {"certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)
