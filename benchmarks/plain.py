@@ -8,6 +8,8 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
+from learned_perturbations.networks import NarrowConv2d
+
 
 class Transformer(nn.Module):
     "One spatial transformer: a small network that looks at the code and says how to warp the picture."
@@ -70,7 +72,9 @@ class PlainCVAE(nn.Module):
         self.prior, self.recognition, self.latent_dim = copy.deepcopy(cvae.prior), copy.deepcopy(cvae.recognition), cvae.latent_dim
         kinds = dict(STNGenerator=STNGenerator, FCGenerator=FCGenerator)
         self.generator = kinds.get(type(cvae.generator).__name__, OtherGenerator)(cvae.generator)
-        self.train(cvae.training)
+        for m in self.modules():
+            if isinstance(m, NarrowConv2d): m.__class__ = nn.Conv2d  # the same weights
+        self.to(memory_format=torch.contiguous_format).train(cvae.training)
     def decode(self, x, prior, u): return self.generator(x, prior[0] + u * torch.exp(.5 * prior[1]))
     def sample(self, x, u): return self.decode(x, self.prior(x), u)
     def forward(self, x, x_tilde, eps):
@@ -88,7 +92,7 @@ def pgd(
     steps=50,   # number of steps
     once=False, # compute the prior once, as published; False: at every step
 ):
-    "Returns the pictures after the last step, (B, C, H, W). Steps of constant length, every example projected into its ball."
+    "Returns the pictures after the last step, (B, C, H, W). Steps as long as the radius, every example projected into its ball."
     with torch.no_grad(): prior = cvae.prior(x)
     decode = (lambda u: cvae.decode(x, prior, u)) if once else (lambda u: cvae.sample(x, u))
     u = start.clone()
@@ -97,7 +101,7 @@ def pgd(
         F.cross_entropy(model(decode(u)), y).backward()
         with torch.no_grad():
             g = u.grad / u.grad.norm(dim=1, keepdim=True).clamp_min(1e-30)
-            u = (u + 2.5 * radius / steps * g).renorm(2, 0, radius)
+            u = (u + radius * g).renorm(2, 0, radius)
     return decode(u).detach()
 
 

@@ -117,11 +117,8 @@ def measured_rates(reps):
 
 def ours(S, net, x):
     "Returns our variants, {name: (set, classifier, pictures, precision)}."
-    laid = lambda module: copy.deepcopy(module).to(memory_format=last)
-    out = {"ours, float32": (S, net, x, "float32"),
-           "ours, channels_last": (laid(S), laid(net), x.to(memory_format=last), "float32")}
-    if training.bf16_available(): out["ours, channels_last bf16"] = (*out["ours, channels_last"][:3], "bf16")
-    return out
+    laid = S, copy.deepcopy(net).to(memory_format=last), x.to(memory_format=last)
+    return {f"ours, {p}": (*laid, p) for p in ("float32", "bf16")[:1 + training.bf16_available()]}
 
 def gradient(net, perturb, u, y):
     "Returns the gradient of the loss with respect to u."
@@ -154,8 +151,7 @@ def attack_part(name, rates, reps, steps, examples, share):
     variants = {"plain, one at a time": (lambda: one(slice(1), False), 1, "float32"),
                 "plain, as published: in a batch": (lambda: one(slice(None), True), len(x), "float32")}
     def search(T, f, pictures, precision):
-        return attacks.pgd(f, T, pictures, y, radius, steps, step_size=2.5 * radius / steps, decay=False, precision=precision,
-                           generator=torch.Generator().manual_seed(0))
+        return attacks.pgd(f, T, pictures, y, radius, steps, decay=False, precision=precision, generator=torch.Generator().manual_seed(0))
     won = {"plain": (net(one(slice(None), True)).argmax(1) != y).sum().item()}
     for k, v in ours(S, net, x).items():
         variants[k], won[k] = (lambda v=v: search(*v), len(x), v[3]), search(*v).success.sum().item()
@@ -240,7 +236,7 @@ def processor():
 
 def table(title, result):
     "Prints one part's rows."
-    print(f"\n{title} (a unit is a {result['unit']})")
+    print(f"\n{title} (unit: {result['unit']})")
     print(f"  {'':42s}{'time, ms':>10s}{'GFLOP':>9s}{'of limit':>9s}   times faster, median (lowest to highest), than …")
     for name, row in result["rows"].items():
         against = "   ".join(f"{base.split(',')[1].split(':')[0].strip()}: {r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})"
@@ -274,7 +270,7 @@ def main(
           "GFLOP/s: " + ", ".join(f"{p} {k} {v / 1e9:.0f}" for p, r in rates.items() for k, v in r.items()))
     less = lambda n, by: max(1, n // by) if quick and n else n
     attack = {"mnist-rts": (50, 16, .25), "mnist-linf-fc": (50, 16, .5), "cifar10": (10, 6, 1)}  # steps, examples, share of radius
-    certify = {"mnist-rts": (10_000, 8), "mnist-linf-fc": (10_000, 8), "cifar10": (150, 0)}      # draws, examples of adaptive ones
+    certify = {"mnist-rts": (10_000, 8), "mnist-linf-fc": (10_000, 8), "cifar10": (400, 0)}      # draws, examples of adaptive ones
     jobs = dict(attack={k: partial(attack_part, k, rates, reps, 10 if quick else n, less(m, 3), r)
                         for k, (n, m, r) in attack.items()},
                 certify={k: partial(certify_part, k, rates, reps, less(n, 10), less(m, 4)) for k, (n, m) in certify.items()},

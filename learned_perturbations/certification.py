@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['bends', 'straight', 'clopper_pearson', 'certified_radius', 'noise_for_radius', 'evidence', 'sequence_bound',
            'Coverage', 'coverage', 'check_certificate', 'check_certifier', 'mix', 'noise', 'check_smoothing',
-           'full_batch', 'Sampler', 'fixed_bounds', 'adaptive_bounds', 'checksum', 'append', 'read_rows', 'join_rows',
-           'RowFile', 'progress_bar', 'Certificate', 'certify', 'predict', 'certified_accuracy', 'PixelCertificate',
-           'holm', 'certify_pixels', 'band', 'dot', 'reach', 'unroll', 'matrix', 'from_latent', 'Enclosure',
+           'full_batch', 'Sampler', 'fixed_bounds', 'adaptive_bounds', 'append', 'read_rows', 'join_rows', 'RowFile',
+           'progress_bar', 'Certificate', 'certify', 'predict', 'certified_accuracy', 'PixelCertificate', 'holm',
+           'certify_pixels', 'band', 'dot', 'reach', 'unroll', 'matrix', 'from_latent', 'Enclosure',
            'certify_deterministic', 'deterministic_radius', 'resolvability_gap']
 
 # %% ../nbs/09_certification.ipynb #06b0da42
@@ -17,7 +17,6 @@ import json
 import math
 import os
 import time
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,8 +33,8 @@ from tqdm.auto import tqdm
 from .attacks import evaluating, logits
 from .cvae import LearnedSet, replacing
 from .networks import FCGenerator
-from .sets import AffineSet, check_labels, check_pictures, check_radius, norms, select
-from .training import mixed, processes
+from .sets import AffineSet, check_count, check_labels, check_pictures, check_radius, norms, select
+from .training import checksum, in_pieces, mixed, processes
 
 # %% ../nbs/09_certification.ipynb #6f675b73
 def clopper_pearson(
@@ -61,7 +60,8 @@ def noise_for_radius(
     n=10_000,   # draws
     alpha=.001, # probability with which a certificate may be wrong
 ):
-    "Returns the smallest noise that certifies `radius` when all n draws agree."
+    "Returns the smallest noise that certifies `radius` when all n draws agree. Raises ValueError if n draws certify nothing."
+    if alpha**(1 / n) <= .5: raise ValueError(f"{n} draws certify nothing at alpha = {alpha}: take at least {math.floor(-math.log2(alpha)) + 1}")
     return radius / special.ndtri(alpha**(1 / n))
 
 # %% ../nbs/09_certification.ipynb #2e827e3c
@@ -125,21 +125,23 @@ def check_certificate(
 ):
     "Returns the `Coverage` at the worst of the probabilities."
     rng = np.random.default_rng(seed)
-    rows = [coverage(procedure(rng.random((repeats, n)) < true) > true + 1e-12, alpha) for true in p]
+    rows = [coverage(~(procedure(rng.random((repeats, n)) < true) <= true + 1e-12), alpha) for true in p]
     return max(rows, key=lambda r: r.low)
 
 # %% ../nbs/09_certification.ipynb #549dbe55
 def check_certifier(
-    procedure,         # (model, S, x, sigma) -> certified radii (repeats,)
-    alpha,             # its promise: a radius is too large with at most this probability
+    procedure,         # (model, S, x, sigma) -> classes and certified radii, both (repeats,)
+    alpha,             # its promise: a class is wrong or a radius too large with at most this probability
     radii=(0., .5, 1.),# true radii to try
     sigma=1.,          # of the noise
     repeats=4000,      # examples for each radius
 ):
     "Returns the `Coverage` of a whole procedure, choice of the class included, at the worst of the radii."
     S, model = AffineSet([[.1]]), lambda p: torch.cat([.5 - p, p - .5], 1)  # one latent dimension: the radius is the distance
-    claim = lambda r: torch.as_tensor(procedure(model, S, torch.full((repeats, 1), .5 + .1 * r), sigma))
-    return max((coverage(claim(r).cpu() > r + 1e-5, alpha) for r in radii), key=lambda c: c.low)
+    def wrong(r):
+        prediction, radius = (torch.as_tensor(t).cpu() for t in procedure(model, S, torch.full((repeats, 1), .5 + .1 * r), sigma))
+        return ~(radius <= r + 1e-5) | (radius > 0) & (prediction != 1)
+    return max((coverage(wrong(r), alpha) for r in radii), key=lambda c: c.low)
 
 # %% ../nbs/09_certification.ipynb #e5935df4
 def mix(
@@ -176,6 +178,7 @@ def check_smoothing(
     alpha,      # probability of an error
     n0=1,       # draws that choose the class
     sigma_x=0., # standard deviation of the noise on the pixels
+    seed=0,     # of the noise
 ):
     "Raises ValueError if a smoothed classifier cannot be asked with these."
     check_pictures(x)
@@ -183,7 +186,8 @@ def check_smoothing(
     if not 0 < sigma < math.inf: raise ValueError(f"sigma must be positive and finite, got {sigma}")
     if not 0 <= sigma_x < math.inf: raise ValueError(f"sigma_x must be finite and not negative, got {sigma_x}")
     if not 0 < alpha < 1: raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
-    if n < 1 or n0 < 1: raise ValueError(f"n and n0 must be at least 1, got {n} and {n0}")
+    check_count(n, "n"), check_count(n0, "n0"), check_count(seed, "seed", 0)
+    if seed >= 2**62: raise ValueError(f"seed must be below 2**62, got {seed}")
 
 # %% ../nbs/09_certification.ipynb #d7485532
 def full_batch(
@@ -210,7 +214,7 @@ class Sampler:
         tick=lambda draws: None, # called with the number of draws after each batch
     ):
         self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids.to(x.device), sigma, sigma_x
-        self.seed, self.batch, self.precision, self.shape, self.tick = seed, batch or full_batch(S, x), precision, x.shape[1:], tick
+        self.seed, self.batch, self.precision, self.shape, self.tick = seed, full_batch(S, x) if batch is None else check_count(batch, "batch"), precision, x.shape[1:], tick
         self.cond, self.dtype = S.condition(x), x.dtype
 
     def classes(self,
@@ -226,6 +230,7 @@ class Sampler:
                     xi = noise(self.seed, self.ids[r], d, math.prod(self.shape), 1).to(self.dtype)
                     pictures = pictures + self.sigma_x * xi.view_as(pictures)
                 z = logits(self.model, pictures)
+            if z.shape[1] < 2: raise ValueError(f"the classifier must give scores to at least two classes, it gives {z.shape[1]}")
             if z.isnan().any(): raise ValueError("the classifier returned NaN: no class can be counted")
             self.n_classes = z.shape[1]
             self.tick(len(r))
@@ -238,6 +243,7 @@ class Sampler:
         "Returns how often each example got each class, (B, classes), an array."
         table = 0
         for r, c in self.classes(rows, draws):
+            if c.ndim > 1: raise ValueError("the classifier gives a map of classes for each picture: `certify_pixels` is for those")
             table = table + torch.bincount(r * self.n_classes + c, minlength=len(self.ids) * self.n_classes)
         return table.view(len(self.ids), -1).cpu().numpy()
 
@@ -278,15 +284,6 @@ def adaptive_bounds(sampler, n0, n, alpha, radius):
         state[left] = np.where(certified | (t[left] == n) & ~failed, 1, np.where(refuted | failed, -1, 0))
     return top, np.where(state == 1, p0, 0.), n0 + t
 
-# %% ../nbs/09_certification.ipynb #d0f3a4b5
-def checksum(
-    *tensors, # any tensors
-):
-    "Returns a number that changes when they do."
-    crc = 0
-    for t in tensors: crc = zlib.crc32(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
-    return crc
-
 # %% ../nbs/09_certification.ipynb #cc80602f
 def append(path, rows):
     "Adds rows to a file, one JSON object a line, and waits until they are on disk."
@@ -298,8 +295,9 @@ def append(path, rows):
 def read_rows(path, settings):
     "Returns the rows of a file by example; a line cut by a stop is dropped. Raises ValueError if other settings made it."
     def parsed(line):
-        try: return json.loads(line)
-        except ValueError: return {}
+        try: row = json.loads(line)
+        except ValueError: row = None
+        return row if isinstance(row, dict) else {}
     lines = Path(path).read_text(errors="replace").split("\n")[:-1] if Path(path).exists() else []  # no line end: cut
     if lines and parsed(lines[0]) != settings:
         raise ValueError(f"{path} was made with other settings: {lines[0][:300]}. Remove it, or choose another path")
@@ -394,27 +392,26 @@ def certify(
     progress=False, # show pictures done, time left and draws per second
     first=0,        # number of the first example: example i of a data set has the same noise in any slice
     sigma_x=0.,     # standard deviation of noise on the pixels
-    group=50,       # examples that are conditioned together
-    precision="float32", # of generator and classifier: "float32", "bf16" or "auto"; ask `predict` with the same
+    group=50,       # examples that are conditioned together, at most
+    precision="float32", # of generator and classifier: "float32", "bf16" or "auto"; ask `predict` with the same, and the same `sigma_x`
 ):
     """Returns a `Certificate`: for a certified example the smoothed classifier gives `prediction` at every u with norm at
     most `radius`. With `adaptive`, `radius` is required and the certified radius is it or 0. With pixel noise it covers
     (u, ξ) with ‖u‖²/σ² + ‖ξ‖²/σ_x² ≤ (radius/σ)². Several processes (`accelerate launch`) share the examples.
     Raises ValueError for a set of another norm, arguments out of range, or a `path` that belongs to another run.
     Source: Cohen et al. 2019."""
-    check_smoothing(S, x, sigma, n, alpha, n0, sigma_x)
+    check_smoothing(S, x, sigma, n, alpha, n0, sigma_x, seed)
     if adaptive and radius is None: raise ValueError("radius is needed for adaptive certificates, which settle whether it is certified")
-    if radius is not None: check_radius(radius)
-    weights = [t for m in (model, S) if isinstance(m, nn.Module) for t in m.state_dict().values()
-               if path and isinstance(t, torch.Tensor)]
-    settings = dict(sigma=sigma, n0=n0, n=n, alpha=alpha, radius=radius, adaptive=adaptive, seed=seed, sigma_x=sigma_x,
-                    precision=precision, weights=checksum(*weights))
+    if radius is not None: radius = check_radius(radius)
+    if not adaptive: group = max(1, min(check_count(group, "group"), 200_000 // (n0 + n)))  # a stop loses no more than a group
+    settings = dict(sigma=float(sigma), n0=n0, n=n, alpha=float(alpha), radius=radius, adaptive=adaptive, seed=seed,
+                    sigma_x=float(sigma_x), precision=precision, weights=checksum(model, S) if path else None)
     file = RowFile(path, settings)
     for i in range(len(x)):
         if file.kept.get(first + i, {}).get("picture", checksum(x[i])) != checksum(x[i]):
             raise ValueError(f"example {first + i} in {path} is another picture. Remove the file, or choose another path")
     todo = file.share([i for i in range(len(x)) if first + i not in file.kept])
-    with evaluating(model), progress_bar(len(todo), n0 + n, progress and file.state.is_main_process) as (bar, tick):
+    with evaluating(model), evaluating(S), progress_bar(len(todo), n0 + n, progress and file.state.is_main_process) as (bar, tick):
         for part in (todo[i:i + group] for i in range(0, len(todo), group)):
             sampler = Sampler(model, S, x[part], first + torch.tensor(part), sigma, sigma_x, seed, batch, precision, tick)
             top, p, draws = (adaptive_bounds if adaptive else fixed_bounds)(sampler, n0, n, alpha, radius)
@@ -440,12 +437,13 @@ def predict(
     seed=0,     # of the noise
     batch=None, # draws at a time; None: `full_batch`
     first=0,    # number of the first example
+    sigma_x=0., # standard deviation of noise on the pixels
     precision="float32", # of generator and classifier: "float32", "bf16" or "auto"
 ):
     "Returns the smoothed classifier's class for each picture, (B,); -1: n draws do not settle it (Cohen et al. 2019, PREDICT)."
-    check_smoothing(S, x, sigma, n, alpha)
-    with evaluating(model):
-        sampler = Sampler(model, S, x, first + torch.arange(len(x)), sigma, 0., seed, batch, precision)
+    check_smoothing(S, x, sigma, n, alpha, 1, sigma_x, seed)
+    with evaluating(model), evaluating(S):
+        sampler = Sampler(model, S, x, first + torch.arange(len(x)), sigma, sigma_x, seed, batch, precision)
         counts = sampler.count(*sampler.block(0, n))
     two = np.sort(counts, 1)[:, -2:]
     p = np.minimum(2 * stats.binom.sf(two[:, 1] - 1, two.sum(1), .5), 1)
@@ -494,28 +492,36 @@ def certify_pixels(
     correction="holm",  # "holm", "bonferroni", or None: each pixel alone, as published
     seed=0,             # of the noise
     batch=None,         # draws at a time; None: `full_batch`
+    path=None,          # file of finished pictures, to go on after a stop
+    first=0,            # number of the first picture: picture i of a data set has the same noise in any slice
+    sigma_x=0.,         # standard deviation of noise on the pixels
+    precision="float32", # of generator and segmentation: "float32", "bf16" or "auto"
 ):
-    "Returns a `PixelCertificate`. Raises ValueError for an unknown correction. Source: Fischer, Baader & Vechev 2021."
-    check_smoothing(S, x, sigma, n, alpha, n0)
-    if not .5 <= threshold < 1: raise ValueError(f"threshold must be at least ½ and below 1, got {threshold}")
+    """Returns a `PixelCertificate`; several processes share the pictures. Raises ValueError for an unknown correction.
+    Source: Fischer, Baader & Vechev 2021."""
+    check_smoothing(S, x, sigma, n, alpha, n0, sigma_x, seed)
+    if not .5 < threshold < 1: raise ValueError(f"threshold must lie between ½ and 1, got {threshold}")
     if correction not in ("holm", "bonferroni", None):
         raise ValueError(f"correction must be 'holm', 'bonferroni' or None, got {correction!r}")
-    predictions, radii = [], []
-    with evaluating(model):
-        for i in range(len(x)):
-            sampler = Sampler(model, S, x[i:i + 1], torch.tensor([i]), sigma, 0., seed, batch)
-            votes = [F.one_hot(c, sampler.n_classes).sum(0) for _, c in sampler.classes(*sampler.block(0, n0))]
-            top = sum(votes).argmax(-1)
-            hits = sum((c == top).sum(0) for _, c in sampler.classes(*sampler.block(n0, n))).cpu().numpy()
-            if correction == "holm":
-                sure = holm(stats.binom.sf(hits.ravel() - 1, n, threshold), alpha).reshape(hits.shape)
-                r = np.where(sure, certified_radius(threshold, sigma), 0.)
-            else:
-                table = clopper_pearson(np.arange(n + 1), n, alpha / (hits.size if correction else 1))  # serves every pixel
-                r = certified_radius(table[hits], sigma)
-            r = torch.as_tensor(r, device=top.device)
-            predictions.append(torch.where(r > 0, top, -1)); radii.append(r)
-    return PixelCertificate(torch.stack(predictions), torch.stack(radii))
+    def one(i, generator):
+        sampler = Sampler(model, S, x[i], first + i, sigma, sigma_x, seed, batch, precision)
+        votes = lambda c: torch.stack([(c == k).sum(0) for k in range(sampler.n_classes)])
+        top = sum(votes(c) for _, c in sampler.classes(*sampler.block(0, n0))).argmax(0)
+        if top.ndim < 2: raise ValueError("the model gives one class for each picture: `certify` is for those")
+        hits = sum((c == top).sum(0) for _, c in sampler.classes(*sampler.block(n0, n))).cpu().numpy()
+        if correction == "holm":
+            sure = holm(stats.binom.sf(hits.ravel() - 1, n, threshold), alpha).reshape(hits.shape)
+            r = np.where(sure, certified_radius(threshold, sigma), 0.)
+        else:
+            table = clopper_pearson(np.arange(n + 1), n, alpha / (hits.size if correction else 1))  # serves every pixel
+            r = certified_radius(table[hits], sigma)
+        r = torch.as_tensor(r)[None]
+        return dict(prediction=torch.where(r > 0, top.cpu()[None], -1), radius=r)
+    settings = dict(sigma=sigma, n0=n0, n=n, alpha=alpha, threshold=threshold, correction=correction, first=first, sigma_x=sigma_x,
+                    precision=precision, of=checksum(model, S, x) if path else None)
+    with evaluating(model), evaluating(S):
+        rows = in_pieces(one, list(torch.arange(len(x)).split(1)), path, settings, seed, "certifying")
+    return PixelCertificate(*(rows[k].to(x.device) for k in PixelCertificate._fields))
 
 # %% ../nbs/09_certification.ipynb #0c637485
 def band(
@@ -556,11 +562,13 @@ straight = (nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.BatchNorm1d, nn.BatchNorm2d, 
 def unroll(
     net, # a module, nested nn.Sequential or one layer
 ):
-    "Returns its layers, a list. Raises ValueError for a layer without bounds."
-    if isinstance(net, nn.Sequential): return [layer for part in net for layer in unroll(part)]
-    if type(net) in (*bends, *straight): return [net]
+    "Returns its layers, a list. Raises ValueError for a layer without bounds, also one that a hook or the batch's statistics change."
+    as_is = isinstance(net, nn.Module) and not (net._forward_hooks or net._forward_pre_hooks) and getattr(net, "running_mean", 0) is not None
+    if as_is and isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward:
+        return [layer for part in net for layer in unroll(part)]
+    if as_is and type(net) in (*bends, *straight): return [net]
     known = ", ".join(t.__name__ for t in (*bends, *straight))
-    raise ValueError(f"no deterministic bounds for the layer {type(net).__name__}: they exist for {known}, in nn.Sequential")
+    raise ValueError(f"no deterministic bounds for the layer {type(net).__name__}: they exist for {known}, in nn.Sequential, without hooks")
 
 # %% ../nbs/09_certification.ipynb #3fa6a7b9
 def matrix(
@@ -642,13 +650,14 @@ def certify_deterministic(
     where it is positive no point of the ball changes the answer. Raises ValueError for sets and layers without bounds.
     Source: intervals Gowal et al. 2018, linear relaxations Weng et al. 2018 and Zhang et al. 2018."""
     check_pictures(x)
-    net, S = [copy.deepcopy(layer).double().eval() for layer in unroll(model)], copy.deepcopy(S).double()
+    net, S = [copy.deepcopy(layer).double().eval() for layer in unroll(model)], copy.deepcopy(S).double().eval()
     radius = torch.as_tensor(S.radius if radius is None else radius, dtype=torch.double, device=x.device).expand(len(x))
     if not (radius >= 0).all(): raise ValueError(f"radius must not be negative, got {radius.min()}")
     worst, y = [], check_labels(y, len(x))
     for part, label, r in zip(x.double().split(group), y.split(group), radius.split(group)):
         stretch, layers = from_latent(S, part)
         enclosure = Enclosure(layers + net, stretch, r, S.norm, linear)
+        if enclosure.points[-1].shape[1] < 2: raise ValueError("the classifier must give scores to at least two classes")
         classes = torch.eye(enclosure.points[-1].shape[1], dtype=part.dtype, device=part.device)
         check_labels(label, len(part), len(classes))
         margins = enclosure.bound(classes[label][:, None] - classes)[0]

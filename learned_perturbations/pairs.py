@@ -71,8 +71,9 @@ def mnist(
     pad=0,         # black pixels to add on every side
     held_out=.1,   # share of the training pictures that is held out for validation
 ):
-    "Returns all of MNIST: pictures (N, 1, H, W) in [0, 1] and labels (N,)."
-    data = MNIST(root, train=check_split(split) != "test", download=True)
+    "Returns all of MNIST: pictures (N, 1, H, W) in [0, 1] and labels (N,). Raises OSError if it is neither there nor to be had."
+    try: data = MNIST(root, train=check_split(split) != "test", download=True)
+    except RuntimeError as e: raise OSError(f"MNIST is not in {root} and cannot be downloaded: {e}") from e
     x, y = as_pictures(data.data, pad), data.targets
     return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 

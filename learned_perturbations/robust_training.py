@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['methods', 'harden_recipes', 'digit_classifier', 'save_classifier', 'load_classifier', 'correct', 'divergence',
-           'Losses', 'HardenRecipe', 'get_harden_recipe', 'check_harden_recipe', 'harden', 'harden_batches',
+           'Losses', 'HardenRecipe', 'get_harden_recipe', 'check_harden_recipe', 'frozen', 'harden', 'harden_batches',
            'harden_loss']
 
 # %% ../nbs/08_robust_training.ipynb #7d5828d7
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_file
@@ -21,12 +23,13 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../nbs/08_robust_training.ipynb #d50911f9
-from .attacks import cross_entropy, evaluating, logits
+from .attacks import cross_entropy, evaluating, labelled_mean, logits
 from .cvae import LearnedSet, fill, read_weights, replacing
 from .pairs import load_pictures
 from .sets import ascend, check_labels, check_pictures, steepest
-from .training import (Recipe, check_choices, check_folder, check_not_negative, check_positive, check_same, fit, known,
-                                            perturbation, pick, precisions, remove_checkpoint, schedule, write_results)
+from .training import (Recipe, check_choices, check_folder, check_name, check_not_negative, check_positive,
+                                            check_same, checksum, fit, known, perturbation, pick, precisions,
+                                            remove_checkpoint, schedule, write_results)
 
 # %% ../nbs/08_robust_training.ipynb #2807eb00
 def digit_classifier(
@@ -63,8 +66,10 @@ def load_classifier(
     if not config.exists(): raise FileNotFoundError(f"no classifier at {name!r}: neither a folder with config.json nor one that comes with the package")
     try: config = json.loads(config.read_text())
     except ValueError as e: raise ValueError(f"{folder / 'config.json'} is not JSON: {e}") from e
-    if config.pop("classifier", None) != "digit_classifier": raise ValueError(f"{folder / 'config.json'} does not describe a classifier")
-    return fill(digit_classifier(**config), read_weights(folder / "model.safetensors"), folder / "model.safetensors").eval()
+    if not isinstance(config, dict) or config.pop("classifier", None) != "digit_classifier": raise ValueError(f"{folder / 'config.json'} does not describe a classifier")
+    try: net = digit_classifier(**config)
+    except TypeError as e: raise ValueError(f"{folder / 'config.json'} does not describe a classifier: {e}") from e
+    return fill(net, read_weights(folder / "model.safetensors"), folder / "model.safetensors").eval()
 
 # %% ../nbs/08_robust_training.ipynb #b2b25223
 @torch.no_grad()
@@ -80,11 +85,12 @@ def correct(
 
 # %% ../nbs/08_robust_training.ipynb #511ec572
 def divergence(
-    z, # logits, (B, classes)
-    p, # probabilities, (B, classes)
+    z, # logits, (B, classes) or (B, classes, H, W)
+    p, # probabilities, as `z`
+    y, # labels, (B,) or (B, H, W); -100: not counted
 ):
-    "Returns KL(p ‖ softmax z), (B,)."
-    return (torch.xlogy(p, p) - p * z.log_softmax(1)).flatten(1).sum(1)
+    "Returns KL(p ‖ softmax z), of a map the mean over its labelled pixels, (B,)."
+    return labelled_mean((p * (p.clamp_min(1e-30).log() - z.log_softmax(1))).sum(1), y)
 
 # %% ../nbs/08_robust_training.ipynb #8b2f5474
 class Losses:
@@ -124,9 +130,10 @@ class Losses:
         return torch.maximum(self.clean(net, x, y, x_tilde, radius, generator), self.adversarial_plain(net, x, y, x_tilde, radius, generator))
 
     def trades(self, net, x, y, x_tilde, radius, generator):
-        with torch.no_grad(): p = logits(net, x).softmax(1)
-        pictures, z = self.worst(net, x, radius, generator, lambda q: divergence(q, p)), logits(net, x)
-        return cross_entropy(z, y) + self.weight * divergence(logits(net, pictures), z.softmax(1))
+        inner = extract_model_from_parallel(net)
+        with torch.no_grad(), evaluating(inner): p = logits(inner, x).softmax(1)
+        pictures, z = self.worst(net, x, radius, generator, lambda q: divergence(q, p, y)), logits(net, x)
+        return cross_entropy(z, y) + self.weight * divergence(logits(net, pictures), z.softmax(1), y)
 
     def fast(self, net, x, y, x_tilde, radius, generator):
         with torch.no_grad(): cond, inner = self.S.condition(x), extract_model_from_parallel(net)
@@ -140,14 +147,15 @@ class Losses:
             u = self.start(x, radius, generator)
         else: u = self.held.detach() + radius / self.steps * 2.5 * steepest(self.held.grad, self.S.norm)
         self.held = self.S.project(u, radius).requires_grad_()
-        return cross_entropy(logits(net, self.S(x, self.held)), y)
+        with torch.no_grad(): cond = self.S.condition(x)
+        return cross_entropy(logits(net, self.S.perturb(cond, self.held)), y)
 
     def gaussian(self, net, x, y, x_tilde, radius, generator):
         u = self.S.sample(len(x), 2, "gaussian", sigma=self.sigma, generator=generator, device=x.device)
         with torch.no_grad(): pictures = self.S.many(self.S.condition(x), u)
         z = logits(net, pictures.flatten(0, 1)).unflatten(0, (-1, 2))
         mean = z.softmax(2).mean(1)
-        return sum(cross_entropy(z[:, i], y) + self.weight * divergence(z[:, i], mean) for i in (0, 1)) / 2
+        return sum(cross_entropy(z[:, i], y) + self.weight * divergence(z[:, i], mean, y) for i in (0, 1)) / 2
 
 methods = ("clean", "pairs", "augment", "adversarial", "adversarial-plain", "trades", "free", "fast", "gaussian")
 
@@ -195,11 +203,25 @@ def get_harden_recipe(
 # %% ../nbs/08_robust_training.ipynb #1143f428
 def check_harden_recipe(r):
     "Returns the recipe `r`. Raises ValueError if a field cannot work."
+    check_name(r)
     check_choices(r, method=methods, precision=precisions, perturbation=("rts", "linf"))
     check_positive(r, "epochs", "batch_size", "steps", "sigma")
     check_not_negative(r, "radius", "limit", "pad", "weight")
-    schedule(r.lr), schedule(r.ramp)
+    schedule(r.lr)
+    if min(map(schedule(r.ramp), np.linspace(0, 1, 101))) <= 0: raise ValueError(f"ramp must stay above 0: a ball of radius 0 has no points to learn from; got {r.ramp!r}")
     return r
+
+# %% ../nbs/08_robust_training.ipynb #8f3b3c49
+@contextmanager
+def frozen(
+    S, # a PerturbationSet, or None
+):
+    "A context in which no gradients of the set's own weights are computed: only the classifier is trained."
+    weights = [w for w in S.parameters() if w.requires_grad] if S is not None else []
+    for w in weights: w.requires_grad_(False)
+    try: yield
+    finally:
+        for w in weights: w.requires_grad_(True)
 
 # %% ../nbs/08_robust_training.ipynb #b0ccc684
 def harden(
@@ -215,7 +237,10 @@ def harden(
     here, settings = check_folder(Path(folder) / recipe.name), json.loads(json.dumps(asdict(recipe)))
     x, y, *x_tilde = data or load_pictures(recipe.data, "train", recipe.pad, recipe.root)
     if recipe.limit: x, y, x_tilde = x[:recipe.limit], y[:recipe.limit], [t[:recipe.limit] for t in x_tilde]
-    check_labels(y, len(check_pictures(x)))
+    y = check_labels(y, len(check_pictures(x)))
+    if x_tilde: check_pictures(x_tilde[0], "x_tilde", like=x)
+    if recipe.method in ("clean", "pairs"): S = None
+    if given := {k: checksum(*v) for k, v in dict(S=[S] if S is not None else [], data=data or []).items() if v}: settings["given"] = given
     own, config = net is not None, dict(size=x.shape[-1], classes=max(10, int(y.max()) + 1))
     done = here / ("net.pt" if own else "model.safetensors")
     if done.exists():
@@ -226,9 +251,11 @@ def harden(
     if S is None and recipe.method not in ("clean", "pairs"): S = LearnedSet.from_pretrained(recipe.set)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if S is not None: S = S.to(device)
-    batches, loss = harden_batches(recipe, x, y, x_tilde), harden_loss(recipe, Losses(S, recipe.steps, recipe.sigma, recipe.weight), S)
-    history = fit(net, batches, loss, here, recipe.epochs, math.ceil(len(x) / recipe.batch_size), recipe.lr, precision=recipe.precision,
-                  channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)
+    losses = Losses(S, recipe.steps, recipe.sigma, recipe.weight)
+    with frozen(S):
+        history = fit(net, harden_batches(recipe, losses, x, y, x_tilde), harden_loss(recipe, losses, S), here, recipe.epochs,
+                      math.ceil(len(x) / recipe.batch_size), recipe.lr, precision=recipe.precision,
+                      channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)
     write_results(here / "results.json", recipe=settings, history=history, seconds=sum(h["seconds"] for h in history))
     if own:
         with replacing(done) as temporary: torch.save(net.state_dict(), temporary)
@@ -239,6 +266,7 @@ def harden(
 # %% ../nbs/08_robust_training.ipynb #096ba0b8
 def harden_batches(
     recipe,  # a HardenRecipe
+    losses,  # `Losses`
     x, y,    # pictures and labels
     x_tilde, # [perturbed pictures], or [] to draw real perturbations
 ):
@@ -246,6 +274,7 @@ def harden_batches(
     steps, repeats = math.ceil(len(x) / recipe.batch_size), recipe.steps if recipe.method == "free" else 1
     real = perturbation(Recipe(perturbation=recipe.perturbation), x.shape[1:])
     def batches(generator):
+        losses.held = None  # an epoch after a stop begins like any other
         for idx in torch.randperm(len(x), generator=generator).split(recipe.batch_size)[:math.ceil(steps / repeats)]:
             if recipe.method != "pairs": partner = x[idx]
             elif x_tilde: partner = x_tilde[0][idx]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['recipes', 'precisions', 'schedule', 'staircase', 'Recipe', 'known', 'pick', 'get_recipe', 'check_choices',
-           'check_positive', 'check_not_negative', 'check_recipe', 'perturbation', 'recipe_pairs', 'summary',
-           'proportion', 'processes', 'environment', 'write_results', 'seeded', 'measured', 'check_folder',
-           'kept_pieces', 'in_pieces', 'bf16_available', 'mixed', 'check_same', 'remove_checkpoint', 'save_checkpoint',
-           'load_checkpoint', 'fit', 'cvae_loss', 'train']
+           'check_positive', 'check_not_negative', 'check_name', 'check_recipe', 'perturbation', 'recipe_pairs',
+           'summary', 'proportion', 'processes', 'environment', 'write_results', 'seeded', 'checksum', 'measured',
+           'check_folder', 'kept_pieces', 'in_pieces', 'bf16_available', 'mixed', 'check_same', 'remove_checkpoint',
+           'save_checkpoint', 'load_checkpoint', 'fit', 'cvae_loss', 'train']
 
 # %% ../nbs/05_training.ipynb #4ecae67d
 import json
@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import time
+import zlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -147,9 +148,16 @@ def check_not_negative(recipe, *names):
     for f in names:
         if not 0 <= getattr(recipe, f) < math.inf: raise ValueError(f"{f} must not be negative, got {getattr(recipe, f)}")
 
+# %% ../nbs/05_training.ipynb #40420341
+def check_name(recipe):
+    "Raises ValueError if the recipe's name cannot be that of a folder, in which its run goes."
+    if recipe.name in ("", ".", "..") or Path(recipe.name).name != recipe.name:
+        raise ValueError(f"name must be the name of a folder, without slashes; got {recipe.name!r}")
+
 # %% ../nbs/05_training.ipynb #82134a49
 def check_recipe(r):
     "Returns the recipe `r`. Raises ValueError if a field cannot work."
+    check_name(r)
     check_choices(r, perturbation=("linf", "rts"), likelihood=("bernoulli", "gaussian", "sigma"), precision=precisions)
     check_positive(r, "epochs", "batch_size", "epsilon", "angle", "shift")
     check_not_negative(r, "limit", "pad", "fixed", "weight_decay", "clip")
@@ -230,6 +238,26 @@ def seeded(
 ):
     "Returns the random generator of one part of a run."
     return torch.Generator().manual_seed(seed * 1_000_003 + part)
+
+# %% ../nbs/05_training.ipynb #b87024b6
+def checksum(
+    *parts, # tensors, modules, and other callables
+):
+    """Returns a number that changes when a tensor does, or a module's weights, structure or numbers: results of other networks
+    are not taken for theirs. Of another callable only the name is known."""
+    plain = lambda v: isinstance(v, (int, float, str)) or isinstance(v, tuple) and all(map(plain, v))
+    def data(part):
+        if isinstance(part, torch.Tensor): yield part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        elif not isinstance(part, nn.Module): yield getattr(part, "__qualname__", type(part).__qualname__).encode()
+        else:
+            for m in part.modules():
+                numbers = sorted((k, v) for k, v in vars(m).items() if plain(v) and k != "training")
+                yield repr((type(m).__qualname__, numbers)).encode()
+            for value in part.state_dict().values(): yield from data(value) if isinstance(value, torch.Tensor) else ()
+    crc = 0
+    for part in parts:
+        for some in data(part): crc = zlib.crc32(some, crc)
+    return crc
 
 # %% ../nbs/05_training.ipynb #91e8633b
 def measured(

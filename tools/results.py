@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from learned_perturbations.attacks import attack_suite, pgd, suite_stages
+from learned_perturbations.attacks import apgd, attack_suite, pgd, suite_stages
 from learned_perturbations.certification import certify
 from learned_perturbations.cli import run_of
 from learned_perturbations.cvae import LearnedSet
@@ -70,6 +70,16 @@ def attacked(name, n=500):
         training=trained(weights/f"mnist-{name}"), clean=proportion(correct(net, x, y)), real=proportion(correct(net, x_real, y)),
         attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
 
+def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
+    "Accuracy of a classifier under attack against the number of steps, for three rules of how long a step is."
+    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    ways = {"2.5 ε / steps": lambda k: dict(attack=pgd, steps=k, step_size=2.5 * radius / k, decay=False),
+            "from ε down (pgd)": lambda k: dict(attack=pgd, steps=k), "chosen on the way (apgd)": lambda k: dict(attack=apgd, steps=k)}
+    def stands(attack, **settings): return proportion(~attack(net, S, x[:n], y[:n], radius, precision="auto", generator=seeded(0, 0), **settings).success)
+    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", radius=radius, n=n, steps=steps, seed=0, precision="auto")
+    return measured(results/f"mnist-{name}-steps.json", asked, lambda: dict(rows=[
+        dict(rule=rule, steps=k, accuracy=stands(**way(k))) for rule, way in ways.items() for k in steps]))
+
 def certified(name, n, digits, sigma=1.):
     "Certified accuracy of a smoothed classifier against radius, with a fixed number of draws, on the first test digits."
     S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
@@ -102,7 +112,7 @@ parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, 
 parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
 parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
 parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 500) for name in classifiers}
-parts |= {"certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
+parts |= {"steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)
