@@ -137,7 +137,7 @@ class Task:
         y, targets = check_labels(y, len(x)), None if targets is None else check_labels(targets, len(x), name="targets")
         self.model, self.S, self.y, self.targets, self.share, self.precision = model, S, y, targets, share, precision
         self.radius = torch.as_tensor(ball_radius(S, x, radius), dtype=x.dtype, device=x.device).expand(len(x))
-        with torch.no_grad(): self.cond = S.condition(x)
+        with torch.no_grad(), evaluating(S): self.cond = S.condition(x)
 
     def __len__(self): return len(self.y)
 
@@ -208,7 +208,7 @@ def survivors(
 ):
     """Returns the `Attack` of all searches in a row, each on the survivors of those before, and after which one each example
     fell: 0 the centre, -1 never."""
-    with evaluating(task.model):
+    with evaluating(task.model), evaluating(task.S):
         found = task.judge(task.radius.new_zeros(len(task), task.S.latent_dim))
         stage = torch.where(found[0].success, 0, -1)
         for i, search in enumerate(searches, 1):
@@ -406,7 +406,7 @@ def attack_suite(
 ):
     "Returns the worst points that the searches find one after another, each on the survivors of those before: a `SuiteAttack`."
     task = Task(model, S, x, y, radius, None, share, precision)
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluating(model), evaluating(S):
         classes = logits(model, S.perturb(select(task.cond, slice(1)), x.new_zeros(1, S.latent_dim))).shape[1]
     stages = stages or suite_stages(classes=classes)
     names = ["centre", *(name for name, searches in stages.items() for _ in searches)]
@@ -507,7 +507,7 @@ def self_check(
                           attack(model, steps, far * radius))
     black = square(model, S, x, y, radius, queries, generator=generator)
     missed = (black.success & ~white.success).float().mean().item()
-    with evaluating(model):
+    with evaluating(model), evaluating(S):
         path, uphill, z = along_path(task, white.u), rising(task, generator=generator), logits(model, x).detach()
         clean, chance = (z.argmax(1) == y).float().mean().item(), max(1 / z.shape[1], y.bincount().max().item() / len(y))
         transferred = None if surrogate is None else (

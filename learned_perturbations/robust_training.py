@@ -252,7 +252,7 @@ def harden(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if S is not None: S = S.to(device)
     losses = Losses(S, recipe.steps, recipe.sigma, recipe.weight)
-    with frozen(S):
+    with frozen(S), evaluating(S):
         history = fit(net, harden_batches(recipe, losses, x, y, x_tilde), harden_loss(recipe, losses, S), here, recipe.epochs,
                       math.ceil(len(x) / recipe.batch_size), recipe.lr, precision=recipe.precision,
                       channels_last=recipe.channels_last and x.ndim == 4, seed=recipe.seed, settings=settings, title=recipe.name)
