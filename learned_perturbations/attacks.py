@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['losses', 'logits', 'labelled_mean', 'score', 'cross_entropy', 'margin', 'dlr', 'check_search', 'Attack', 'evaluating',
            'Task', 'worse', 'survivors', 'pgd_search', 'pgd', 'checkpoints', 'apgd_ascend', 'apgd_search', 'apgd',
-           'sampling_search', 'square_search', 'sampling', 'square', 'SuiteAttack', 'suite_stages', 'attack_suite',
-           'smallest_radius', 'robust_accuracy', 'SelfCheck', 'along_path', 'rising', 'self_check', 'pixel_accuracy',
-           'mean_iou', 'LatentAttack']
+           'sampling_search', 'square_search', 'sampling', 'square', 'SuiteAttack', 'suite_stages', 'standing',
+           'attack_suite', 'smallest_radius', 'robust_accuracy', 'SelfCheck', 'along_path', 'rising', 'self_check',
+           'pixel_accuracy', 'mean_iou', 'LatentAttack']
 
 # %% ../nbs/07_attacks.ipynb #171ff3e5
 import copy
@@ -319,7 +319,8 @@ def apgd(
     "Returns the worst points found by APGD (Croce & Hein 2020) in the latent ball, an `Attack`."
     task = Task(model, S, x, y, radius, None, share, precision)
     if loss not in (*losses, "dlr-targeted"): raise ValueError(f"loss must be one of {', '.join(losses)}, dlr-targeted; got {loss!r}")
-    ranks = range(1, check_count(restarts, "restarts") + 1) if loss == "dlr-targeted" else [0] * check_count(restarts, "restarts")
+    check_count(restarts, "restarts")
+    ranks = range(1, restarts + 1) if loss == "dlr-targeted" else [0] * restarts
     return survivors(task, [apgd_search(loss.removesuffix("-targeted"), steps, rank) for rank in ranks], generator)[0]
 
 # %% ../nbs/07_attacks.ipynb #d75bbdca
@@ -392,6 +393,14 @@ def suite_stages(
     if classes > 3: stages["apgd_targeted"] = [apgd_search("dlr", steps, rank) for rank in range(1, min(targets, classes - 1) + 1)]
     return dict(stages, square=[square_search(queries)])
 
+# %% ../nbs/07_attacks.ipynb #79b1688e
+def standing(
+    stage,  # after which each example fell (B,): 0 the centre, -1 never
+    stages, # names of the searches, in their order
+):
+    "Returns which examples stand after each stage, {name: (B,)}."
+    return {name: ~((stage >= 0) & (stage <= i)) for i, name in enumerate(["centre", *stages])}
+
 # %% ../nbs/07_attacks.ipynb #9301a493
 def attack_suite(
     model,               # classifier, from pictures to logits
@@ -414,8 +423,7 @@ def attack_suite(
     order = list(stages)
     number = {i: 0 if i == 0 else order.index(name) + 1 for i, name in enumerate(names)} | {-1: -1}
     stage = stage.cpu().apply_(number.get).to(stage.device)
-    standing = [(name, 1 - ((stage >= 0) & (stage <= i)).float().mean().item()) for i, name in enumerate(["centre", *order])]
-    return SuiteAttack(*found, stage, standing)
+    return SuiteAttack(*found, stage, [(name, left.float().mean().item()) for name, left in standing(stage, stages).items()])
 
 # %% ../nbs/07_attacks.ipynb #c9e81894
 def smallest_radius(

@@ -214,7 +214,8 @@ class Sampler:
         tick=lambda draws: None, # called with the number of draws after each batch
     ):
         self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids.to(x.device), sigma, sigma_x
-        self.seed, self.batch, self.precision, self.shape, self.tick = seed, full_batch(S, x) if batch is None else check_count(batch, "batch"), precision, x.shape[1:], tick
+        self.seed, self.precision, self.shape, self.tick = seed, precision, x.shape[1:], tick
+        self.batch = full_batch(S, x) if batch is None else check_count(batch, "batch")
         self.cond, self.dtype = S.condition(x), x.dtype
 
     def classes(self,
@@ -407,8 +408,9 @@ def certify(
     settings = dict(sigma=float(sigma), n0=n0, n=n, alpha=float(alpha), radius=radius, adaptive=adaptive, seed=seed,
                     sigma_x=float(sigma_x), precision=precision, weights=checksum(model, S) if path else None)
     file = RowFile(path, settings)
-    for i in range(len(x)):
-        if file.kept.get(first + i, {}).get("picture", checksum(x[i])) != checksum(x[i]):
+    marks = [checksum(p) for p in x]
+    for i, mark in enumerate(marks):
+        if file.kept.get(first + i, {}).get("picture", mark) != mark:
             raise ValueError(f"example {first + i} in {path} is another picture. Remove the file, or choose another path")
     todo = file.share([i for i in range(len(x)) if first + i not in file.kept])
     with evaluating(model), evaluating(S), progress_bar(len(todo), n0 + n, progress and file.state.is_main_process) as (bar, tick):
@@ -417,7 +419,7 @@ def certify(
             top, p, draws = (adaptive_bounds if adaptive else fixed_bounds)(sampler, n0, n, alpha, radius)
             r = np.where(p > 0, radius, 0.) if adaptive else certified_radius(p, sigma)
             r = np.where(r >= (radius or 0.), r, 0.)
-            file.add([dict(example=first + i, picture=checksum(x[i]), prediction=int(c) if s > 0 else -1, radius=float(s),
+            file.add([dict(example=first + i, picture=marks[i], prediction=int(c) if s > 0 else -1, radius=float(s),
                            p_lower=float(q), draws=int(d)) for i, c, s, q, d in zip(part, top, r, p, draws)])
             bar.n = len(file.new); bar.refresh()
     rows = file.all()

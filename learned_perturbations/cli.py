@@ -22,7 +22,7 @@ from fastcore.docments import docments
 from fastcore.script import anno_parser, bool_arg
 
 # %% ../nbs/11_cli.ipynb #febe3565
-from .attacks import attack_suite, pgd, self_check, suite_stages
+from .attacks import attack_suite, pgd, self_check, standing, suite_stages
 from .certification import certified_accuracy, certified_radius, certify, clopper_pearson
 from .criteria import farthest, nearest
 from .cvae import LearnedSet
@@ -147,8 +147,7 @@ def lp_evaluate(
     seed:int=0,         # of everything random
 ):
     "Measure both criteria, the bounds of the theorems, and the radius of a set on test pairs."
-    for name, value in dict(passes=passes, steps=steps, draws=draws, calibration=calibration).items():
-        if value < 1: raise ValueError(f"{name} must be at least 1, got {value}")
+    for name, value in dict(passes=passes, steps=steps, draws=draws, calibration=calibration).items(): check_count(value, name)
     recipe, learned = run_of(S), LearnedSet.from_pretrained(S).to(device())
     recipe = replace(recipe, data=data or recipe.data, root=root)
     val, test = recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
@@ -201,7 +200,7 @@ def lp_attack(
         work = lambda idx, g: dict(stage=attack_suite(net, learned, x[idx], y[idx], radius, stages, precision="auto", generator=g).stage)
         pieces = list(torch.arange(len(x)).split(100))
         stage = in_pieces(work, pieces, path.with_suffix(".pieces"), settings, seed, "attacking")["stage"]
-        after = {name: proportion(~((stage >= 0) & (stage <= i))) for i, name in enumerate(["centre", *stages])}
+        after = {name: proportion(left) for name, left in standing(stage, stages).items()}
         check = self_check(net, learned, x[:100], y[:100], radius, steps, queries, generator=seeded(seed, 7))
         return dict(clean=proportion(correct(net, x, y)), after=after,
                     self_check=dict(passed=check.passed, numbers=check.numbers, text=str(check)))
@@ -282,7 +281,7 @@ def lp_demo(
     n:int=100,            # test digits to measure, attack and certify
 ):
     "Learn, measure, attack, harden and certify on real digits, and write a page about it."
-    if n < 8: raise ValueError(f"n must be at least 8, got {n}")
+    check_count(n, "n", 8)
     here = check_folder(folder)
     changed = dict(epochs=epochs) if epochs else {}
     recipe = get_recipe("demo", **changed)

@@ -29,7 +29,7 @@ from .pairs import load_pictures
 from .sets import ascend, check_labels, check_pictures, steepest
 from .training import (Recipe, check_choices, check_folder, check_name, check_not_negative, check_positive,
                                             check_same, checksum, fit, known, perturbation, pick, precisions,
-                                            remove_checkpoint, schedule, write_results)
+                                            processes, remove_checkpoint, schedule, write_results)
 
 # %% ../nbs/08_robust_training.ipynb #2807eb00
 def digit_classifier(
@@ -239,7 +239,8 @@ def harden(
     if recipe.limit: x, y, x_tilde = x[:recipe.limit], y[:recipe.limit], [t[:recipe.limit] for t in x_tilde]
     y = check_labels(y, len(check_pictures(x)))
     if x_tilde: check_pictures(x_tilde[0], "x_tilde", like=x)
-    if recipe.method in ("clean", "pairs"): S = None
+    without_set = recipe.method in ("clean", "pairs")
+    if without_set: S = None
     if given := {k: checksum(*v) for k, v in dict(S=[S] if S is not None else [], data=data or []).items() if v}: settings["given"] = given
     own, config = net is not None, dict(size=x.shape[-1], classes=max(10, int(y.max()) + 1))
     done = here / ("net.pt" if own else "model.safetensors")
@@ -248,9 +249,8 @@ def harden(
         return fill(net, torch.load(done, weights_only=True), done).eval() if own else load_classifier(here)
     torch.manual_seed(recipe.seed)
     net = net if own else digit_classifier(**config)
-    if S is None and recipe.method not in ("clean", "pairs"): S = LearnedSet.from_pretrained(recipe.set)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if S is not None: S = S.to(device)
+    if S is None and not without_set: S = LearnedSet.from_pretrained(recipe.set)
+    if S is not None: S = S.to(processes().device)  # where `fit` puts the classifier
     losses = Losses(S, recipe.steps, recipe.sigma, recipe.weight)
     with frozen(S), evaluating(S):
         history = fit(net, harden_batches(recipe, losses, x, y, x_tilde), harden_loss(recipe, losses, S), here, recipe.epochs,

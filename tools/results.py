@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from learned_perturbations.attacks import apgd, attack_suite, pgd, suite_stages
+from learned_perturbations.attacks import apgd, attack_suite, pgd, standing, suite_stages
 from learned_perturbations.certification import certify
 from learned_perturbations.cli import run_of
 from learned_perturbations.cvae import LearnedSet
@@ -49,13 +49,13 @@ def calibrate(name, folder=None):
     r["conformal"] = [row | environment() for row in rows]
     (results/f"{name}.json").write_text(json.dumps(r, indent=1))
 
-def rts():
-    "The set of the robustness results."
-    return LearnedSet.from_pretrained("mnist-rts")
+def subject(name):
+    "The set of the robustness results, a classifier, and all test digits with their labels."
+    return LearnedSet.from_pretrained("mnist-rts"), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
 
 def attacked(name, n=500):
     "Accuracy of a classifier on clean test digits, on fresh real perturbations of all of them, and under attack on the first n."
-    S, net, (x, y), real = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7), RTSSet()
+    (S, net, (x, y)), real = subject(name), RTSSet()
     x_real = torch.cat([real(p, real.sample(len(p), generator=seeded(0, i))) for i, p in enumerate(x.split(1000))])
     asked = dict(classifier=f"mnist-{name}", set="mnist-rts", radii=attack_radii, steps=50, n=n, seed=0, precision="auto")
     def under(radius):
@@ -64,15 +64,14 @@ def attacked(name, n=500):
     def suite(radius=1., n=200):
         work = lambda idx, g: dict(stage=attack_suite(net, S, x[idx], y[idx], radius, precision="auto", generator=g).stage)
         stage = in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-suite.pt", asked, title=f"{name}, suite")["stage"]
-        after = {stage_name: proportion(~((stage >= 0) & (stage <= i))) for i, stage_name in enumerate(["centre", *suite_stages()])}
-        return dict(radius=radius, after=after)
+        return dict(radius=radius, after={search: proportion(left) for search, left in standing(stage, suite_stages()).items()})
     return measured(results/f"mnist-{name}-attacked.json", asked, lambda: dict(
         training=trained(weights/f"mnist-{name}"), clean=proportion(correct(net, x, y)), real=proportion(correct(net, x_real, y)),
         attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
     "Accuracy of a classifier under attack against the number of steps, for three rules of how long a step is."
-    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    S, net, (x, y) = subject(name)
     ways = {"2.5 ε / steps": lambda k: dict(attack=pgd, steps=k, step_size=2.5 * radius / k, decay=False),
             "from ε down (pgd)": lambda k: dict(attack=pgd, steps=k), "chosen on the way (apgd)": lambda k: dict(attack=apgd, steps=k)}
     def stands(attack, **settings): return proportion(~attack(net, S, x[:n], y[:n], radius, precision="auto", generator=seeded(0, 0), **settings).success)
@@ -82,7 +81,7 @@ def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
 
 def certified(name, n, digits, sigma=1.):
     "Certified accuracy of a smoothed classifier against radius, with a fixed number of draws, on the first test digits."
-    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    S, net, (x, y) = subject(name)
     x, y = x[:digits], y[:digits]
     asked = dict(classifier=f"mnist-{name}", set="mnist-rts", sigma=sigma, n0=100, n=n, alpha=.001, digits=digits, seed=0, precision="auto")
     def compute():
@@ -94,7 +93,7 @@ def certified(name, n, digits, sigma=1.):
 
 def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
     "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
-    S, net, (x, y) = rts(), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
+    S, net, (x, y) = subject(name)
     fixed = certified(name, n, digits)
     def row(radius, count):
         c = certify(net, S, x[:count], sigma, n=n, radius=radius, adaptive=True, path=kept/f"{name}-adaptive-{radius}-{count}.jsonl", progress=True, precision="auto")
