@@ -22,9 +22,9 @@ setup(
     license="Apache-2.0",
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["learned_perturbations*"]),
-    package_data={"learned_perturbations": ["data/*", "weights/*/*"]},
+    package_data={"learned_perturbations": ["data/*", "data/*/*", "weights/*/*", "py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "corruptions": cfg["corruptions_requirements"].split()},
     entry_points={
         "console_scripts": scripts,
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

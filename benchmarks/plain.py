@@ -12,7 +12,7 @@ from learned_perturbations.networks import NarrowConv2d
 
 
 class Transformer(nn.Module):
-    "One spatial transformer: a small network that looks at the code and says how to warp the picture."
+    "One spatial transformer: a small network that looks at the code and says how to warp the image."
     def __init__(self, size):
         super().__init__()
         self.localization = nn.Sequential(nn.Linear(size**2, 512), nn.ReLU(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 6))
@@ -47,7 +47,7 @@ class STNGenerator(nn.Module):
 
 
 class FCGenerator(nn.Module):
-    "Picture and code side by side through two dense layers, with the weights of ours."
+    "Image and code side by side through two dense layers, with the weights of ours."
     def __init__(self, ours):
         super().__init__()
         self.shape, self.fc3, self.fc4 = ours.shape, copy.deepcopy(ours.fc3), copy.deepcopy(ours.fc4)
@@ -85,14 +85,14 @@ class PlainCVAE(nn.Module):
 def pgd(
     model,      # classifier
     cvae,       # a PlainCVAE
-    x,          # pictures, (B, C, H, W): one, or a batch
+    x,          # images, (B, C, H, W): one, or a batch
     y,          # labels, (B,)
     radius,     # of the ball
     start,      # where to start, (B, k)
     steps=50,   # number of steps
     once=False, # compute the prior once, as published; False: at every step
 ):
-    "Returns the pictures after the last step, (B, C, H, W). Steps as long as the radius, every example projected into its ball."
+    "Returns the images after the last step, (B, C, H, W). Steps as long as the radius, every example projected into its ball."
     with torch.no_grad(): prior = cvae.prior(x)
     decode = (lambda u: cvae.decode(x, prior, u)) if once else (lambda u: cvae.sample(x, u))
     u = start.clone()
@@ -109,7 +109,7 @@ def pgd(
 def certify(
     model,      # classifier
     cvae,       # a PlainCVAE
-    x,          # one picture, (C, H, W)
+    x,          # one image, (C, H, W)
     sigma,      # standard deviation of the noise
     n0=100,     # draws that choose the class
     n=10_000,   # draws that bound its probability
@@ -118,7 +118,7 @@ def certify(
     classes=10, # number of classes
     once=False, # compute the prior once for all draws, as published; False: at every call
 ):
-    "Returns class (-1: abstain), radius and counts of all classes for one picture: Cohen et al. 2019, counted draw by draw."
+    "Returns class (-1: abstain), radius and counts of all classes for one image: Cohen et al. 2019, counted draw by draw."
     prior = cvae.prior(x[None])
     def count(left):
         counts = torch.zeros(classes, dtype=torch.long, device=x.device)
@@ -126,8 +126,8 @@ def certify(
             m = min(batch, left)
             left -= m
             u, many = sigma * torch.randn(m, cvae.latent_dim, device=x.device), x.expand(m, -1, -1, -1)
-            pictures = cvae.decode(many, prior, u) if once else cvae.sample(many, u)
-            for c in model(pictures).argmax(1): counts[c] += 1
+            images = cvae.decode(many, prior, u) if once else cvae.sample(many, u)
+            for c in model(images).argmax(1): counts[c] += 1
         return counts
     top, counts = count(n0).argmax().item(), count(n)
     hits = counts[top].item()
@@ -155,6 +155,6 @@ def train(
 
 def loss(net, x, x_tilde, eps):
     "Returns the two parts of the loss, summed over the batch: binary cross-entropy, and the KL."
-    pictures, (mu_p, logvar_p), (mu, logvar) = net(x, x_tilde, eps)
+    images, (mu_p, logvar_p), (mu, logvar) = net(x, x_tilde, eps)
     kl = .5 * (logvar.exp() / logvar_p.exp() + (mu - mu_p)**2 / logvar_p.exp() - 1 + logvar_p - logvar).sum()
-    return F.binary_cross_entropy(pictures, x_tilde, reduction="none").sum(), kl
+    return F.binary_cross_entropy(images, x_tilde, reduction="none").sum(), kl

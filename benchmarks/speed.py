@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain
-from learned_perturbations import attacks, certification, cvae, robust_training, training
-from learned_perturbations.pairs import load_pictures
-from learned_perturbations.sets import gaussian
+from learned_perturbations import attacks, certification, classifiers, cvae, draws, runs, training
+from learned_perturbations.networks import published
+from learned_perturbations.pairs import Subset, TensorPairs, load_images, sources
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 last = torch.channels_last
@@ -39,28 +39,28 @@ class WideBlock(nn.Module):
         return self.conv2(self.bn2(self.conv1(h)).relu()) + self.short(h)
 
 def wide_resnet(width=2):
-    "Returns a WRN-10-`width` for 3×32×32 pictures, with random weights."
+    "Returns a WRN-10-`width` for 3×32×32 images, with random weights."
     w = [16, 16 * width, 32 * width, 64 * width]
     return nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), *(WideBlock(w[i], w[i + 1], 1 + (i > 0)) for i in range(3)),
                          nn.BatchNorm2d(w[3]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(w[3], 10))
 
 def classifier(name, pad=0):
-    "Returns a shipped classifier, or one in runs/, where training leaves it; `pad` pixels are added on each side of a picture."
+    "Returns a shipped classifier, or one in runs/, where training leaves it; `pad` pixels are added on each side of an image."
     for place in (name, f"runs/{name}"):
-        try: return nn.Sequential(nn.ZeroPad2d(pad), robust_training.load_classifier(place)).to(device).eval()
+        try: return nn.Sequential(nn.ZeroPad2d(pad), classifiers.load_classifier(place)).to(device).eval()
         except FileNotFoundError: pass
     raise SystemExit(f"the classifier {name} is neither in the package nor in runs/: train it with `lp_harden {name}`")
 
 def pair(name, examples, trained):
-    "Returns set, classifier, pictures that it gets right, their labels, and the noise for certificates."
+    "Returns set, classifier, images that it gets right, their labels, and the noise for certificates."
     torch.manual_seed(0)
     if name == "cifar10":
-        S = cvae.LearnedSet(cvae.build("cifar10_rectangle"), 2.7).to(device)
+        S = cvae.LearnedSet(cvae.build("cifar10_rectangle", (3, 32, 32), "gaussian"), 2.7).to(device)
         net, x = wide_resnet().to(device).eval(), torch.rand(examples, 3, 32, 32, device=device)
         with torch.no_grad(): return S, net, x, net(S(x, torch.zeros(len(x), 512, device=device))).argmax(1), .84
     pad = 7 if name == "mnist-rts" else 0
     S, net = cvae.LearnedSet.from_pretrained(name).to(device), classifier(trained, 7 - pad)
-    x, y = (t.to(device) for t in load_pictures("digits", "test", pad))
+    x, y = (t.to(device) for t in load_images("digits", "test", pad))
     with torch.no_grad(): found = net(S(x, torch.zeros(len(x), S.latent_dim, device=device))).argmax(1)
     right = (found == y).nonzero()[:examples, 0]  # the others would not be attacked
     return S, net, x[right], y[right], 1.
@@ -106,7 +106,7 @@ def compare(
     return rows
 
 def measured_rates(reps):
-    "Returns the rates of a square matrix product and of a 64 → 64 convolution of 32×32 pictures, operations a second."
+    "Returns the rates of a square matrix product and of a 64 → 64 convolution of 32×32 images, operations a second."
     n, b, rates = (4096, 256, {}) if device.type == "cuda" else (1024, 16, {})
     for name, dtype in dict(float32=torch.float32, bf16=torch.bfloat16).items():
         a, x = torch.randn(n, n, device=device, dtype=dtype), torch.randn(b, 64, 32, 32, device=device, dtype=dtype)
@@ -116,9 +116,9 @@ def measured_rates(reps):
     return rates
 
 def ours(S, net, x):
-    "Returns our variants, {name: (set, classifier, pictures, precision)}."
+    "Returns our variants, {name: (set, classifier, images, precision)}."
     laid = S, copy.deepcopy(net).to(memory_format=last), x.to(memory_format=last)
-    return {f"ours, {p}": (*laid, p) for p in ("float32", "bf16")[:1 + training.bf16_available()]}
+    return {f"ours, {p}": (*laid, p) for p in ("float32", "bf16")[:1 + runs.bf16_available()]}
 
 def gradient(net, perturb, u, y):
     "Returns the gradient of the loss with respect to u."
@@ -126,17 +126,17 @@ def gradient(net, perturb, u, y):
     return torch.autograd.grad(F.cross_entropy(net(perturb(u)), y, reduction="sum"), u)[0]
 
 def agreement(S, net, x, y, flat):
-    "Returns the largest differences of pictures and of gradients (by their largest entry) at the same points, in float32."
-    u, worst = S.sample(len(x), generator=torch.Generator().manual_seed(1), device=device), dict(pictures=0., gradients=0.)
+    "Returns the largest differences of images and of gradients (by their largest entry) at the same points, in float32."
+    u, worst = S.sample(len(x), seed=1, device=device), dict(images=0., gradients=0.)
     theirs, g = flat.sample(x, u).detach(), gradient(net, lambda u: flat.sample(x, u), u, y)
-    for T, f, pictures, precision in ours(S, net, x).values():
+    for T, f, images, precision in ours(S, net, x).values():
         if precision != "float32": continue
-        cond = T.condition(pictures)
+        cond = T.condition(images)
         h = gradient(f, lambda u: T.perturb(cond, u), u, y)
-        worst["pictures"] = max(worst["pictures"], (T.perturb(cond, u) - theirs).abs().max().item())
+        worst["images"] = max(worst["images"], (T.perturb(cond, u) - theirs).abs().max().item())
         worst["gradients"] = max(worst["gradients"], ((h - g).abs().max() / g.abs().max()).item())
     # a gradient jumps where a ReLU switches or a warped point crosses a pixel: rounding may move a few entries further
-    assert worst["pictures"] < 1e-4 and worst["gradients"] < 1e-3, f"plain and ours disagree: {worst}"
+    assert worst["images"] < 1e-4 and worst["gradients"] < 1e-3, f"plain and ours disagree: {worst}"
     return worst
 
 
@@ -146,12 +146,12 @@ def attack_part(name, rates, reps, steps, examples, share):
     "Returns the results of PGD on a case, at this share of the set's radius: plain, one example alone; the others, all together."
     S, net, x, y, _ = pair(name, examples, "mnist-adversarial")
     flat, radius = plain.PlainCVAE(S.cvae), share * S.radius
-    start = radius * S.sample(len(x), radius=1., generator=torch.Generator().manual_seed(0), device=device)
+    start = radius * S.sample(len(x), radius=1., device=device)
     one = lambda i, once: plain.pgd(net, flat, x[i], y[i], radius, start[i], steps, once)
     variants = {"plain, one at a time": (lambda: one(slice(1), False), 1, "float32"),
                 "plain, as published: in a batch": (lambda: one(slice(None), True), len(x), "float32")}
-    def search(T, f, pictures, precision):
-        return attacks.pgd(f, T, pictures, y, radius, steps, decay=False, precision=precision, generator=torch.Generator().manual_seed(0))
+    def search(T, f, images, precision):
+        return attacks.pgd(f, T, images, y, radius, steps, decay=False, precision=precision)
     won = {"plain": (net(one(slice(None), True)).argmax(1) != y).sum().item()}
     for k, v in ours(S, net, x).items():
         variants[k], won[k] = (lambda v=v: search(*v), len(x), v[3]), search(*v).success.sum().item()
@@ -161,21 +161,21 @@ def attack_part(name, rates, reps, steps, examples, share):
 def same_counts(S, net, x, sigma, precision, counts):
     "Returns the share of the commonest class in 2,000 of our draws and in plain ones, and Fisher's p-value for one probability."
     with torch.no_grad():
-        sampler = certification.Sampler(net, S, x, torch.arange(1), sigma, precision=precision)
-        table = sampler.count(*sampler.block(100, 2000))[0]
+        sampler = certification.Sampler(net, S, x, torch.arange(1, device=device), sigma, precision=precision)
+        table = sampler.count(100, 2000)[0]
     top, n = counts.argmax().item(), counts.sum().item()
     p = stats.fisher_exact([[table[top], 2000 - table[top]], [counts[top].item(), n - counts[top].item()]]).pvalue
     assert p > 1e-4, f"the classes of our draws are distributed otherwise: {table} of 2000 and {counts} of {n}"
     return dict(ours=float(table[top]) / 2000, plain=counts[top].item() / n, p=float(p))
 
 def certify_part(name, rates, reps, n, examples, alpha=.001, cap=100_000):
-    "Returns the results of certificates on a case: of one picture with n draws, and adaptive ones of `examples` pictures."
+    "Returns the results of certificates on a case: of one image with n draws, and adaptive ones of `examples` images."
     S, net, x, y, sigma = pair(name, max(examples, 1), "mnist-gaussian")
     flat, one = plain.PlainCVAE(S.cvae), lambda once: plain.certify(net, flat, x[0], sigma, 100, n, alpha, once=once)
     variants = {f"plain, {k}": (lambda once=once: one(once), n + 100, "float32")
                 for k, once in {"whole network at every call": False, "as published: prior once": True}.items()}
-    def mine(T, f, pictures, precision, **kw):
-        return certification.certify(f, T, pictures, sigma, 100, alpha=alpha, precision=precision, **kw)
+    def mine(T, f, images, precision, **kw):
+        return certification.certify(f, T, images, sigma, 100, alpha=alpha, precision=precision, **kw)
     for k, (T, f, p, precision) in ours(S, net, x).items():
         variants[k] = (lambda v=(T, f, p[:1], precision): mine(*v, n=n), n + 100, precision)
     counts = one(True)[2]
@@ -183,13 +183,14 @@ def certify_part(name, rates, reps, n, examples, alpha=.001, cap=100_000):
     if examples:  # the last variant alone; a unit is a draw of the fixed procedure that it saves
         last_name, v = list(ours(S, net, x).items())[-1]
         variants[f"{last_name}, adaptive"] = lambda: mine(*v, n=cap, radius=sigma / 2, adaptive=True), len(x) * (cap + 100), v[3]
-        draws = mine(*v, n=cap, radius=sigma / 2, adaptive=True).draws.tolist()
-    out = dict(unit="draw", draws=n + 100, sigma=sigma, agreement=dict(agreement(S, net, x[:1], y[:1], flat), counts=agree),
+        used = mine(*v, n=cap, radius=sigma / 2, adaptive=True).draws.tolist()
+    noise = lambda: draws.normal(torch.arange(1, device=device).expand(100), (S.latent_dim,), 0, "smoothing", torch.arange(100, device=device))
+    out = dict(unit="draw", draws=n + 100, noise_seconds=min(seconds(noise) for _ in range(20)) / 100, sigma=sigma, agreement=dict(agreement(S, net, x[:1], y[:1], flat), counts=agree),
                rows=compare(variants, reps, rates, 2))
     if examples:
         saved = out["rows"][f"{last_name}, adaptive"]["faster_than"]
         faster = {fixed: {base: r["median"] * (fixed + 100) / (cap + 100) for base, r in saved.items()} for fixed in (n, cap)}
-        out["adaptive"] = dict(radius=sigma / 2, most=cap, draws=draws, mean_draws=statistics.mean(draws),
+        out["adaptive"] = dict(radius=sigma / 2, most=cap, draws=used, mean_draws=statistics.mean(used),
                                faster_than_fixed=faster)
     return out
 
@@ -197,31 +198,31 @@ def train_part(network, rates, reps, steps, batch=128):
     "Returns the results of training steps of a network: the published precision and layout in a plain loop, and ours."
     recipe = next(r for r in training.recipes.values() if r.network == network and r.name.endswith("published"))
     torch.manual_seed(0)
-    net = cvae.build(network).to(device).train()
-    x, _ = load_pictures("digits", "train", recipe.pad)
-    x = x[:batch].to(device)
-    exact = training.perturbation(recipe, x.shape[1:])
-    x_tilde = exact(x, exact.sample(len(x), generator=torch.Generator().manual_seed(0), device=device))
+    net = cvae.build(network, published[network][0]).to(device).train()
+    pairs = Subset(sources(recipe.source, "train", **{**recipe.source_options, "data": "digits", "held_out": .1}), batch * steps)
+    x, x_tilde, _ = (t.to(device) for t in pairs.batch(torch.arange(batch)))
+    given = TensorPairs(*(t[:batch].cpu().repeat(steps, 1, 1, 1) for t in (x, x_tilde)))
     def theirs():
         flat = plain.PlainCVAE(net)
         return seconds(lambda: plain.train(flat, [(x, x_tilde)] * steps))
     def mine(precision, channels_last):
+        r = training.Training("speed", epochs=1, batch_size=batch, lr="0:1e-3 1:1e-3", precision=precision, channels_last=channels_last)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no progress bars
-            batches, loss = lambda generator: [(x, x_tilde)] * steps, training.cvae_loss("0:1 1:1")
-            return training.fit(copy.deepcopy(net), batches, loss, folder, 1, steps, "0:1e-3 1:1e-3", precision=precision,
-                                channels_last=channels_last)[0]["seconds"]
+            loss = training.cvae_loss(net.latent_dim, "0:1 1:1")
+            return training.fit(copy.deepcopy(net), given, loss, folder, r)[0]["seconds"]
     variants = {"plain, published precision and layout": (theirs, steps, "float32"),
                 "ours, float32": (lambda: mine("float32", False), steps, "float32"),
                 "ours, channels_last": (lambda: mine("float32", True), steps, "float32")}
-    if training.bf16_available(): variants["ours, channels_last bf16"] = (lambda: mine("bf16", True), steps, "bf16")
-    return dict(unit=f"step of {batch} pairs", agreement=same_loss(net, x, x_tilde), rows=compare(variants, reps, rates))
+    if runs.bf16_available(): variants["ours, channels_last bf16"] = (lambda: mine("bf16", True), steps, "bf16")
+    noise = lambda: draws.normal(torch.arange(batch, device=device), (net.latent_dim,), 0, "reparameterisation", 0)
+    return dict(unit=f"step of {batch} pairs", noise_seconds=min(seconds(noise) for _ in range(20)), agreement=same_loss(net, x, x_tilde), rows=compare(variants, reps, rates))
 
 @torch.no_grad()
 def same_loss(net, x, x_tilde):
     "Returns the relative difference of the two parts of the loss, ours and plain, at the same weights and noise."
-    flat, seed = plain.PlainCVAE(copy.deepcopy(net)), lambda: torch.Generator().manual_seed(0)
-    theirs = plain.loss(flat, x, x_tilde, gaussian((len(x), net.latent_dim), seed(), device))
-    reconstruction, kl, _ = copy.deepcopy(net)(x, x_tilde, seed())
+    noise = draws.normal(torch.arange(len(x), device=device), (net.latent_dim,), 0, "noise")
+    theirs = plain.loss(plain.PlainCVAE(copy.deepcopy(net)), x, x_tilde, noise)
+    reconstruction, kl, _ = copy.deepcopy(net)(x, x_tilde, noise)
     out = {k: abs(a.item() / b.item() - 1) for k, a, b in zip(("reconstruction", "kl"), (reconstruction.sum(), kl.sum()), theirs)}
     assert max(out.values()) < 1e-4, f"plain and ours disagree: {out}"
     return out
@@ -246,10 +247,13 @@ def table(title, result):
     same = [f"{k}: {v:.0e}" for k, v in result["agreement"].items() if k != "counts"]
     same += [f"{k}, same counts: p = {v['p']:.2g}" for k, v in result["agreement"].get("counts", {}).items()]
     print("  checked before timing, largest differences:", "; ".join(same))
+    if "noise_seconds" in result:
+        ours = min(row["seconds"]["median"] for name, row in result["rows"].items() if name.startswith("ours") and "adaptive" not in name)
+        print(f"  random numbers: {result['noise_seconds'] / ours:.1%} of the fastest of ours")
     if "successes" in result: print(f"  successes of {result['examples']} at radius {result['radius']:.2g}:", result["successes"])
     if "adaptive" in result:
         a = result["adaptive"]
-        print(f"  adaptive: {a['mean_draws']:.0f} draws a picture of {a['most']} at most; faster than plain,",
+        print(f"  adaptive: {a['mean_draws']:.0f} draws an image of {a['most']} at most; faster than plain,",
               "; ".join(f"{n} draws: {max(r.values()):.0f} and {min(r.values()):.0f}" for n, r in a["faster_than_fixed"].items()))
 
 @call_parse
@@ -282,6 +286,6 @@ def main(
                 table(f"{kind}: {name}", results[kind][name])
     name = f"speed-{device.type}{'-partial' if quick or part != 'all' else ''}.json"
     path = Path(out or Path(__file__).parent / "results" / name)
-    training.write_results(path, processor=processor(), threads=torch.get_num_threads(), rates=rates, repetitions=reps,
+    runs.write_results(path, processor=processor(), threads=torch.get_num_threads(), rates=rates, repetitions=reps,
                            quick=quick, seconds=time.time() - start, **results)
     print(f"\n{time.time() - start:.0f} s; written to {path}")

@@ -2,71 +2,70 @@
 
 Every part can be stopped and started again. Sets and classifiers are those that come with the package, or in runs/NAME.
 """
-import json, sys
+import sys
 from pathlib import Path
 
 import torch
 
-from learned_perturbations.attacks import apgd, attack_suite, pgd, standing, suite_stages
+from learned_perturbations.attacks import apgd, pgd
 from learned_perturbations.certification import certify
-from learned_perturbations.cli import run_of
+from learned_perturbations.classifiers import is_correct, load_classifier
+from learned_perturbations.cli import run_of, test_pairs
 from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.evaluation import conformal, quality
-from learned_perturbations.pairs import mnist
-from learned_perturbations.robust_training import correct, load_classifier
+from learned_perturbations.pairs import Subset, mnist
+from learned_perturbations.rows import in_rows
+from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, write_json, write_results
 from learned_perturbations.sets import RTSSet
-from learned_perturbations.training import environment, in_pieces, measured, proportion, recipe_pairs, seeded, write_results
+from learned_perturbations.suite import attack_suite
 
 root = Path(__file__).resolve().parent.parent
-weights, results, kept = root/"learned_perturbations"/"weights", root/"results", Path("runs")/"results"
+results, kept = root/"results", Path("runs")/"results"
 classifiers = ("clean", "pairs", "augment", "gaussian", "adversarial")
 attack_radii, certified_radii = [.5, 1., 2., 3.], [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
-def trained(folder):
-    "What the training of the run in `folder` left: its recipe, history, radius, versions, device, seconds."
-    return json.loads((folder/"results.json").read_text())
-
 def learned(name, folder=None):
     "The set of a name, its training, and its validation and test pairs."
-    folder = Path(folder or weights/name)
-    recipe = run_of(folder)
-    return LearnedSet.from_pretrained(folder), trained(folder), recipe_pairs(recipe, "val"), recipe_pairs(recipe, "test")
+    folder, recipe, run = run_of(Path(folder) if folder else name, "network")
+    return LearnedSet.from_pretrained(folder), run, test_pairs(recipe, {}, "val"), test_pairs(recipe, {})
 
 def evaluate(name, passes=3, folder=None, pinned=False, limit=None):
     "Quality of a learned set on MNIST's test digits; pinned: with the inactive latent dimensions held at 0."
     S, run, val, test = learned(name, folder)
-    if pinned: S, name = S.pin(S.active(val, generator=torch.Generator().manual_seed(0))), f"{name}-pinned"
-    if limit: test.x = test.x[:limit]
-    keep = kept/name; keep.mkdir(parents=True, exist_ok=True)
-    write_results(results/f"{name}.json", training=run, **quality(S, val, test, folder=keep, passes=passes))
+    if pinned: S, name = S.pin(S.active(val)), f"{name}-pinned"
+    if limit: test = Subset(test, limit)
+    kept.mkdir(parents=True, exist_ok=True)
+    write_results(results/f"{name}.json", training=run, weights=fingerprint(S), **quality(S, val, test, path=kept/name, passes=passes))
 
 def calibrate(name, folder=None):
     "The conformal radii of a set that has been evaluated, measured again, in its results file."
     S, _, val, test = learned(name, folder)
-    keep = kept/name; keep.mkdir(parents=True, exist_ok=True)
-    r = json.loads((results/f"{name}.json").read_text())
-    rows = conformal(S, val, test, 250, folder=keep)
-    r["conformal"] = [row | environment() for row in rows]
-    (results/f"{name}.json").write_text(json.dumps(r, indent=1))
+    kept.mkdir(parents=True, exist_ok=True)
+    rows = conformal(S, val, test, 250, path=kept/name)
+    r = read_json(results/f"{name}.json")
+    write_json(results/f"{name}.json", dict(r, conformal=[row | environment() for row in rows]))
 
 def subject(name):
     "The set of the robustness results, a classifier, and all test digits with their labels."
     return LearnedSet.from_pretrained("mnist-rts"), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
 
+def asked(name, S, net, **settings):
+    "What a result is made from."
+    return dict(classifier=f"mnist-{name}", set="mnist-rts", weights=fingerprint(S, net), seed=0, precision="auto", **settings)
+
 def attacked(name, n=500):
     "Accuracy of a classifier on clean test digits, on fresh real perturbations of all of them, and under attack on the first n."
     (S, net, (x, y)), real = subject(name), RTSSet()
-    x_real = torch.cat([real(p, real.sample(len(p), generator=seeded(0, i))) for i, p in enumerate(x.split(1000))])
-    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", radii=attack_radii, steps=50, n=n, seed=0, precision="auto")
+    x_real = torch.cat([real(p, real.sample(i, stream=("results",))) for p, i in zip(x.split(1000), torch.arange(len(x)).split(1000))])
+    made = asked(name, S, net, radii=attack_radii, steps=50, n=n)
     def under(radius):
-        work = lambda idx, g: dict(stands=~pgd(net, S, x[idx], y[idx], radius, 50, precision="auto", generator=g).success)
-        return proportion(in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-{radius}.pt", asked, title=f"{name}, radius {radius}")["stands"])
+        work = lambda i: dict(stands=~pgd(net, S, x[i], y[i], radius, 50, precision="auto", ids=i).success)
+        return proportion(in_rows(work, n, kept/f"{name}-{radius}.jsonl", made, title=f"{name}, radius {radius}")["stands"])
     def suite(radius=1., n=200):
-        work = lambda idx, g: dict(stage=attack_suite(net, S, x[idx], y[idx], radius, precision="auto", generator=g).stage)
-        stage = in_pieces(work, list(torch.arange(n).split(100)), kept/f"{name}-suite.pt", asked, title=f"{name}, suite")["stage"]
-        return dict(radius=radius, after={search: proportion(left) for search, left in standing(stage, suite_stages()).items()})
-    return measured(results/f"mnist-{name}-attacked.json", asked, lambda: dict(
-        training=trained(weights/f"mnist-{name}"), clean=proportion(correct(net, x, y)), real=proportion(correct(net, x_real, y)),
+        a = attack_suite(net, S, x[:n], y[:n], radius)
+        return dict(radius=radius, accuracy=proportion(~a.success), converged=bool(torch.as_tensor(a.converged).all()))
+    return measured(results/f"mnist-{name}-attacked.json", made, lambda: dict(
+        training=net.results, clean=proportion(is_correct(net, x, y)), real=proportion(is_correct(net, x_real, y)),
         attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
@@ -74,22 +73,21 @@ def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
     S, net, (x, y) = subject(name)
     ways = {"2.5 ε / steps": lambda k: dict(attack=pgd, steps=k, step_size=2.5 * radius / k, decay=False),
             "from ε down (pgd)": lambda k: dict(attack=pgd, steps=k), "chosen on the way (apgd)": lambda k: dict(attack=apgd, steps=k)}
-    def stands(attack, **settings): return proportion(~attack(net, S, x[:n], y[:n], radius, precision="auto", generator=seeded(0, 0), **settings).success)
-    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", radius=radius, n=n, steps=steps, seed=0, precision="auto")
-    return measured(results/f"mnist-{name}-steps.json", asked, lambda: dict(rows=[
+    def stands(attack, **settings): return proportion(~attack(net, S, x[:n], y[:n], radius, precision="auto", **settings).success)
+    return measured(results/f"mnist-{name}-steps.json", asked(name, S, net, radius=radius, n=n, steps=steps), lambda: dict(rows=[
         dict(rule=rule, steps=k, accuracy=stands(**way(k))) for rule, way in ways.items() for k in steps]))
 
 def certified(name, n, digits, sigma=1.):
     "Certified accuracy of a smoothed classifier against radius, with a fixed number of draws, on the first test digits."
     S, net, (x, y) = subject(name)
     x, y = x[:digits], y[:digits]
-    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", sigma=sigma, n0=100, n=n, alpha=.001, digits=digits, seed=0, precision="auto")
     def compute():
         c = certify(net, S, x, sigma, n=n, path=kept/f"{name}-{n}.jsonl", progress=True, precision="auto")
         at = [dict(radius=r, accuracy=proportion((c.prediction == y) & (c.radius >= r))) for r in certified_radii]
         return dict(certified=at, abstained=proportion(c.prediction < 0), draws=int(c.draws.sum()), radius=c.radius.tolist(), right=(c.prediction == y).tolist())
     kept.mkdir(parents=True, exist_ok=True)
-    return measured(results/f"mnist-{name}-certified-{n}.json", asked, compute)
+    made = asked(name, S, net, sigma=sigma, n0=100, n=n, alpha=.001, digits=digits)
+    return measured(results/f"mnist-{name}-certified-{n}.json", made, compute)
 
 def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
     "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
@@ -101,8 +99,8 @@ def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
         theirs = [a and r >= radius for a, r in zip(fixed["right"], fixed["radius"])]
         return dict(radius=radius, digits=count, accuracy=proportion(ours), fixed=proportion(torch.tensor(theirs)) if count == digits else None,
                     draws=c.draws.double().mean().item(), most_draws=int(c.draws.max()), fewer=(n + 100) / c.draws.double().mean().item())
-    asked = dict(classifier=f"mnist-{name}", set="mnist-rts", sigma=sigma, n=n, alpha=.001, digits=digits, more=more, seed=0, precision="auto")
-    measured(results/f"mnist-{name}-adaptive.json", asked, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
+    made = asked(name, S, net, sigma=sigma, n=n, alpha=.001, digits=digits, more=more)
+    measured(results/f"mnist-{name}-adaptive.json", made, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
 
 sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc"), "conv": ("mnist-linf-conv", None),
         "rts": ("mnist-rts", None), "rts-5": ("mnist-rts-5", None), "rts-1": ("mnist-rts-1", None)}
