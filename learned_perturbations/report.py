@@ -94,5 +94,5 @@ def worst_figure(
         says = [list(map(str, logits(net, p).argmax(1).tolist())) for net, p in
                 [(first, x), *((net, worst) for net in nets.values())]]
     names = [f"{next(iter(nets))}: says",
-             *(f"at its worst point,\n{name}: says" for name in nets)]
+             *(f"at the worst point found,\n{name}: says" for name in nets)]
     return show_images([x, *[worst] * len(nets)], names, says)

@@ -35,10 +35,10 @@ from .recipe import (Training, begin_run, check_training, known, pick,
 from .registry import Registry
 from .runs import (alone, check_folder, check_same, device_of,
                                         environment, fill,
-                                        fingerprint, mixed, processes, read_json, read_weights,
+                                        fingerprint, processes, read_json, read_weights,
                                         save_weights, write_json)
 from .sets import ascend, steepest
-from .training import Step, fit
+from .training import Step, fit, step_seconds
 
 # %% ../nbs/11_robust_training.ipynb #511ec572
 def divergence(
@@ -321,15 +321,8 @@ def complete_harden(
 ):
     "Returns the recipe with all it leaves open filled in, and a sentence for each choice."
     def seconds(size):
-        device, ids, copied = (processes().device, torch.arange(min(size, len(data))),
-                               copy.deepcopy(net))
-        copied.to(device).train()
-        loss, items = (harden_loss(r.method, copy.copy(h)),
-                       [t.to(device) for t in data.batch(ids, seed=r.seed)])
-        def step():
-            with mixed(r.precision, device):
-                return loss(copied, items, Step(.5, ids.to(device), r.seed, 0))[0].mean()
-        return auto.step_seconds(step, copied)
+        loss = harden_loss(r.method, copy.copy(h))
+        return step_seconds(copy.deepcopy(net), data, loss, r, size)
     return auto.complete(r, len(data), seconds, 5_000)
 
 # %% ../nbs/11_robust_training.ipynb #b0ccc684
