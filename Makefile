@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test sync clean
+.PHONY: demo test sync docs clean
 
 demo: .venv/installed
 	$(BIN)/lp_demo --folder report
@@ -16,8 +16,13 @@ sync: .venv/installed-dev
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 
+# Build the site into _docs. Needs Quarto.
+docs: .venv/installed-dev
+	$(BIN)/python -c "from nbdev.serve import proc_nbs; proc_nbs()"
+	cd _proc && quarto render --no-cache
+
 clean:
-	rm -rf report runs build dist *.egg-info
+	rm -rf report runs build dist _proc _docs *.egg-info
 
 .venv/bin/python:
 ifdef UV

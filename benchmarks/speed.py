@@ -196,7 +196,7 @@ def certify_part(name, rates, reps, n, examples, alpha=.001, cap=100_000):
 
 def train_part(network, rates, reps, steps, batch=128):
     "Returns the results of training steps of a network: the published precision and layout in a plain loop, and ours."
-    recipe = next(r for r in training.recipes.values() if r.network == network and r.name.endswith("published"))
+    recipe = next(r for r in training.recipes.values() if r.network == network and r.precision == "float32")
     torch.manual_seed(0)
     net = cvae.build(network, published[network][0]).to(device).train()
     pairs = Subset(sources(recipe.source, "train", **{**recipe.source_options, "data": "digits", "held_out": .1}), batch * steps)

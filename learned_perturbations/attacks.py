@@ -21,7 +21,7 @@ from . import draws
 from .checks import (check_choice, check_count, check_ids, check_images,
                                           check_labels, check_number, check_radii, check_seed,
                                           check_set)
-from .classifiers import evaluating, logits
+from .classifiers import evaluating, logits, scores_of_first
 from .registry import Registry
 from .runs import mixed, precisions
 from .sets import ascend, searching, select, steepest
@@ -105,6 +105,7 @@ class Task:
         self.model, self.S, self.y, self.radius, self.targets = model, S, y, radius, targets
         self.share, self.precision, self.seed = share, precision, seed
         self.ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        self.pixels, self.dims = x[0].numel(), None  # dims: which to draw points in, (B, k)
         with torch.no_grad(), evaluating(S): self.cond = S.condition(x)
 
     def __len__(self): return len(self.y)
@@ -114,7 +115,7 @@ class Task:
     ):
         "Returns the task of these examples alone."
         part = copy.copy(self)
-        for name in ("cond", "y", "radius", "targets", "ids"):
+        for name in ("cond", "y", "radius", "targets", "ids", "dims"):
             setattr(part, name, select(getattr(self, name), idx))
         return part
 
@@ -188,7 +189,8 @@ def prepare(
     if targets is not None: targets = check_labels(targets, len(x), name="targets")
     task = Task(model, S, x, y, radius, targets, share, precision, check_seed(seed), ids)
     with torch.no_grad(), evaluating(model), evaluating(S):
-        z = logits(model, S.perturb(select(task.cond, slice(1)), task.centre()[:1]))
+        one = S.perturb(select(task.cond, slice(1)), task.centre()[:1])
+        z = scores_of_first(model, one)
     for name, labels in dict(y=y, targets=targets).items():
         if labels is None: continue
         if z.shape[2:] != labels.shape[1:]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['corrections', 'certified_radius', 'noise_for_radius', 'check_smoothing', 'full_batch', 'full_group', 'check_scores',
-           'Sampler', 'fixed_bounds', 'adaptive_bounds', 'Certificate', 'made_from', 'certify', 'predict',
+           'Tallies', 'Sampler', 'fixed_bounds', 'adaptive_bounds', 'Certificate', 'made_from', 'certify', 'predict',
            'certified_accuracy', 'check_certifier', 'PixelCertificate', 'pixel_radii', 'certify_pixels',
            'resolvability_gap']
 
@@ -21,7 +21,7 @@ from . import draws
 from .checks import (check_choice, check_count, check_ids, check_images,
                                           check_labels, check_number, check_radius,
                                           check_seed, check_set)
-from .classifiers import evaluating, logits
+from .classifiers import check_takes, evaluating, logits
 from .confidence import (Coverage, binomial_tail, check_alpha,
                                               clopper_pearson, coverage,
                                               evidence, holm)
@@ -70,11 +70,12 @@ def check_smoothing(
     if not callable(model):
         raise TypeError(f"model must be a classifier, from images to logits; got {model!r}: "
                         "load_classifier brings one")
-    check_images(x)
+    check_images(x), check_choice(precision, "precision", precisions)
+    with mixed(precision, x.device): check_takes(model, x)
     return check_ids(ids, x), dict(
         sigma=check_number(sigma, "sigma"), seed=check_seed(seed),
         sigma_x=check_number(sigma_x, "sigma_x", within=False),
-        precision=check_choice(precision, "precision", precisions))
+        precision=precision)
 
 # %% ../nbs/12_certification.ipynb #f0b395af
 def full_batch(
@@ -89,11 +90,10 @@ def full_batch(
 def full_group(
     S,   # a PerturbationSet
     x,   # images, (B, C, H, W)
-    n=1, # draws for each, where finished examples are written; 1: where they are not
+    n=1, # draws for each
 ):
-    """Returns how many examples to condition together: between two writes some seconds of one
-    core's work, without a file as many as memory holds."""
-    return max(1, 20_000_000 // (max(x[0].numel(), S.latent_dim) * n))
+    "Returns how many examples to work on together: some seconds of one core's work."
+    return min(500, max(1, 20_000_000 // (max(x[0].numel(), S.latent_dim) * n)))
 
 # %% ../nbs/12_certification.ipynb #951977bf
 def check_scores(
@@ -111,6 +111,40 @@ def check_scores(
         raise ValueError(f"the model gave scores to {classes} classes, and then to {n}")
     return n
 
+# %% ../nbs/12_certification.ipynb #823a62ea
+class Tallies:
+    """What a group's sampler has counted, in the order in which it was asked: kept in the file
+    of the rows now and then, so that a stop costs some seconds. What is asked next depends on
+    these counts alone, so after a stop the first questions are answered from the file."""
+    def __init__(self,
+        begun=None, # rows.Begun; None: nothing is kept
+    ):
+        self.begun, old = begun, begun.state if begun else {}
+        self.old = [(old[f"asked{i}"].tolist(), old[f"table{i}"], old[f"done{i}"])
+                    for i in range(old.get("n", 0))]
+        self.new, self.asked = [], None
+
+    def recall(self, asked):
+        "Returns the counts of these draws that there are, and the pieces of work behind them."
+        self.asked, same = asked, self.old[:1] and self.old[0][0] == asked
+        if not same: self.old = []  # other batches: all that follows is another question
+        return self.old.pop(0)[1:] if same else (None, 0)
+
+    def keep(self, table, done):
+        "Keeps the counts so far, if it is time."
+        if self.begun: self.begun.keep(lambda: self.state(table, done))
+
+    def finish(self, table, done):
+        "Remembers the counts of all draws that were asked for."
+        if self.begun: self.new.append((self.asked, table.cpu(), done))
+
+    def state(self, table, done):
+        "Returns all of it as a dictionary."
+        state = dict(n=len(self.new) + 1)
+        for i, (a, t, d) in enumerate([*self.new, (self.asked, table.cpu(), done)]):
+            state |= {f"asked{i}": torch.tensor(a), f"table{i}": t, f"done{i}": d}
+        return state
+
 # %% ../nbs/12_certification.ipynb #4dd5ff31
 class Sampler:
     "Counts the classes that a classifier gives to random points around a group of examples."
@@ -125,11 +159,13 @@ class Sampler:
         batch=None,  # draws at a time; None: full_batch
         precision="float32", # of generator and classifier: float32, bf16 or auto
         maps=False,  # does the classifier give a class to each pixel?
+        past=None,   # Tallies of this group; None: nothing is kept
     ):
         self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids, sigma, sigma_x
         self.seed, self.precision, self.maps, self.n_classes = seed, precision, maps, None
         self.batch = full_batch(S, x) if batch is None else check_count(batch, "batch")
         self.cond, self.dtype, self.shape = S.condition(x), x.dtype, x.shape[1:]
+        self.past = past or Tallies()
 
     def classes(self,
         cond,    # of b examples
@@ -158,34 +194,45 @@ class Sampler:
             raise ValueError("the classifier returned NaN: no class can be counted")
         return counts[:, :-1]
 
+    def tally(self,
+        asked,  # what is counted, in numbers
+        pieces, # (rows, numbers of their draws (b, m)), one after the other
+        add,    # (table, rows, classes (b, m)): counts them
+    ):
+        "Returns how often each example got each class, (B, classes, ...), an array."
+        table, done = self.past.recall([*asked, self.batch])
+        if table is not None:
+            table, self.n_classes = table.to(self.ids.device), table.shape[1] - 1
+        for i, (rows, numbers) in enumerate(pieces[done:], done + 1):
+            c = self.classes(select(self.cond, rows), self.ids[rows], numbers)
+            if table is None:
+                table = c.new_zeros(len(self.ids), self.n_classes + 1, *c.shape[2:])
+            add(table, rows, c)
+            self.past.keep(table, i)
+        self.past.finish(table, len(pieces))
+        return self.counted(table)
+
     def count(self,
         start, # number of the first draw
         n,     # draws of each example
     ):
         "Returns how often each example got each class, (B, classes, ...), an array."
-        table, together = None, max(1, self.batch // n)
-        numbers = torch.arange(start, start + n, device=self.ids.device)
-        numbers = numbers.chunk(math.ceil(n / self.batch))
-        for at in (slice(i, i + together) for i in range(0, len(self.ids), together)):
-            cond, ids = select(self.cond, at), self.ids[at]
-            for some in numbers:
-                c = self.classes(cond, ids, some.expand(len(ids), -1))
-                if table is None:
-                    table = c.new_zeros(len(self.ids), self.n_classes + 1, *c.shape[2:])
-                table[at].scatter_add_(1, c, torch.ones_like(c))
-        return self.counted(table)
+        together, each = max(1, self.batch // n), math.ceil(n / math.ceil(n / self.batch))
+        numbers = torch.arange(start, start + n, device=self.ids.device).split(each)
+        groups = [slice(i, i + together) for i in range(0, len(self.ids), together)]
+        pieces = [(g, some.expand(len(self.ids[g]), -1)) for g in groups for some in numbers]
+        def add(table, rows, c): table[rows].scatter_add_(1, c, torch.ones_like(c))
+        return self.tally((start, n), pieces, add)
 
     def count_at(self,
         rows,    # positions of examples, (M,)
         numbers, # of a draw of each, (M,)
     ):
         "Returns how often each example got each class there, (B, classes), an array."
-        table = None
-        for r, some in zip(rows.split(self.batch), numbers.split(self.batch)):
-            c = self.classes(select(self.cond, r), self.ids[r], some[:, None])[:, 0]
-            if table is None: table = c.new_zeros(len(self.ids), self.n_classes + 1)
-            table.index_put_((r, c), torch.ones_like(c), accumulate=True)
-        return self.counted(table)
+        pieces = list(zip(rows.split(self.batch), numbers[:, None].split(self.batch)))
+        def add(table, rows, c):
+            table.index_put_((rows, c[:, 0]), torch.ones_like(c[:, 0]), accumulate=True)
+        return self.tally((len(rows),), pieces, add)
 
 # %% ../nbs/12_certification.ipynb #b8d1e2f3
 def fixed_bounds(sampler, n0, n, alpha, radius):
@@ -261,8 +308,8 @@ def certify(
     if radius is not None: radius = check_radius(radius)
     elif adaptive: raise ValueError("radius is needed: what is adaptive settles this one")
     bounds = adaptive_bounds if adaptive else fixed_bounds
-    def work(i):
-        sampler = Sampler(model, S, x[i], ids[i], batch=batch, **noise)
+    def work(i, begun=None):
+        sampler = Sampler(model, S, x[i], ids[i], batch=batch, past=Tallies(begun), **noise)
         top, p, used = bounds(sampler, n0, n, alpha, radius)
         r = np.where(p > 0, radius, 0.) if adaptive else certified_radius(p, noise["sigma"])
         r = np.where(r >= (radius or 0.), r, 0.)
@@ -270,9 +317,10 @@ def certify(
         return dict(zip(Certificate._fields, map(torch.as_tensor, values)))
     asked = dict(n0=n0, draws=n, alpha=alpha, radius=radius, adaptive=adaptive)
     made = path and made_from(model, S, x, ids, **asked, **noise)
-    group = full_group(S, x, n0 + (min(n, 1000) if adaptive else n) if path else 1)
+    group = full_group(S, x, n0 + (min(n, 1000) if adaptive else n))
+    title = "certifying" if progress else ""
     with evaluating(model), evaluating(S):
-        rows = in_rows(work, len(x), path, made, group, "certifying" if progress else "")
+        rows = in_rows(work, len(x), path, made, group, title, begun=bool(path))
     return Certificate(*(rows[k].to(x.device) for k in Certificate._fields))
 
 # %% ../nbs/12_certification.ipynb #b4d7e8f9
@@ -380,8 +428,9 @@ def certify_pixels(
     test = dict(alpha=check_alpha(alpha),
                 correction=check_choice(correction, "correction", corrections),
                 threshold=check_number(threshold, "threshold", .5, 1.))
-    def work(i):
-        sampler = Sampler(model, S, x[i], ids[i], batch=batch, maps=True, **noise)
+    def work(i, begun=None):
+        past = Tallies(begun)
+        sampler = Sampler(model, S, x[i], ids[i], batch=batch, maps=True, past=past, **noise)
         top = sampler.count(0, n0).argmax(1)
         hits = np.take_along_axis(sampler.count(n0, n), top[:, None], 1)[:, 0]
         r = np.stack([pixel_radii(h, n, sigma=noise["sigma"], **test) for h in hits])
@@ -389,7 +438,8 @@ def certify_pixels(
         return dict(zip(PixelCertificate._fields, map(torch.as_tensor, values)))
     made = path and made_from(model, S, x, ids, n0=n0, draws=n, **test, **noise)
     with evaluating(model), evaluating(S):
-        rows = in_rows(work, len(x), path, made, 1, "certifying" if progress else "")
+        title = "certifying" if progress else ""
+        rows = in_rows(work, len(x), path, made, 1, title, begun=bool(path))
     return PixelCertificate(*(rows[k].to(x.device) for k in PixelCertificate._fields))
 
 # %% ../nbs/12_certification.ipynb #d2e110da

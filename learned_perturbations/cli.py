@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['demo_names', 'lp_recipes', 'recipe_options', 'lp_train', 'lp_harden', 'run_of', 'test_pairs', 'check_unchanged',
-           'run_options', 'labelled_images', 'near_chance', 'results_path', 'lp_evaluate', 'classifier_and_set',
-           'set_of', 'lp_attack', 'lp_certify', 'results_in', 'run_sections', 'lp_report', 'demo_attack', 'lp_demo',
-           'demo_sections']
+           'run_options', 'labelled_images', 'near_chance', 'results_path', 'chosen', 'lp_evaluate',
+           'classifier_and_set', 'set_of', 'lp_attack', 'lp_certify', 'results_in', 'history_section', 'run_sections',
+           'lp_report', 'demo_attack', 'lp_demo', 'demo_sections']
 
 # %% ../nbs/reference/cli.ipynb #81b2a24d
+import math
 from pathlib import Path
 
 import torch
 
 # %% ../nbs/reference/cli.ipynb #d2c63e7c
+from .auto import usual
 from .certification import certified_accuracy, certified_radius, certify
 from .checks import (check_choice, check_count, check_images,
                                           check_number)
@@ -33,7 +35,8 @@ from .runs import (as_path, check_folder, find_saved, fingerprint,
                                         measured, packaged, precisions, processes,
                                         proportion, read_json)
 from .suite import attack_suite, self_check, suite_curve
-from .training import (Recipe, get_recipe, recipe_pairs, recipes, train)
+from .training import (Recipe, get_recipe, recipe_pairs, recipes,
+                                            shape_of, train)
 
 # %% ../nbs/reference/cli.ipynb #6099dfdf
 @command()
@@ -87,7 +90,8 @@ def lp_harden(
     r = get_harden_recipe(recipe, **changed)
     net = harden(r, folder).cpu()
     path, run, _ = run_of(Path(folder) / r.name, "classifier")
-    x, y = (t.cpu() for t in labelled_images(test_pairs(run, {}, "val"), 2000))
+    val = test_pairs(run, {}, "val")
+    x, y = (t.cpu() for t in labelled_images(val, usual(2000, shape_of(val, "val"), 200)))
     right = is_correct(net, x, y).float().mean().item()
     say(f"{path}: {right:.1%} right on {len(x)} validation images{near_chance(right, y)}")
 
@@ -187,6 +191,16 @@ def results_path(
                    else (run, stem))
     return check_folder(where) / f"{stem}-{fingerprint(settings)}.json"
 
+# %% ../nbs/reference/cli.ipynb #98edd687
+def chosen(
+    given, # number that was asked for, or None
+    most,  # the usual one for images of up to 64×64 in colour
+    shape, # of one image, (C, H, W)
+    least=20, # the usual one for the largest
+):
+    "Returns the number that was asked for, or the usual one for images of that size."
+    return usual(most, shape, least) if given is None else given
+
 # %% ../nbs/reference/cli.ipynb #49fa2da2
 @command(run_options("network", "S"))
 def lp_evaluate(
@@ -194,10 +208,10 @@ def lp_evaluate(
     source:str="",      # of pairs; empty: what the set was learned from
     passes:int=1,       # how often to go through the test images
     steps:int=50,       # gradient steps of the searches
-    starts:int=32,      # most climbs of each search
+    starts:int=None,    # most climbs of each search; empty: 32, of large images fewer
     points:int=16,      # Monte Carlo points for each pair
-    limit:int=0,        # only the first so many test images; 0: all
-    calibration:int=500,# pairs that calibrate the conformal radius, and pairs that check it
+    limit:int=None,     # first so many test images, 0: all; empty: all, of large ones some
+    calibration:int=None, # pairs for the conformal radius; empty: 500, of large images fewer
     folder:str="",      # where the results go; empty: where the run is
     seed:int=0,         # of everything random
     **changed,          # options of the source
@@ -208,7 +222,11 @@ def lp_evaluate(
                         changed | (dict(source=source) if source else {}))
     val, test = test_pairs(run, changed, "val"), test_pairs(run, changed)
     check_unchanged(run, results, "pairs", changed)
+    shape = shape_of(test, "test")
+    large = usual(100, shape) < 100
+    limit = chosen(limit, 250, shape) if large else limit or 0
     if check_count(limit, "limit", 0): test = Subset(test, limit)
+    starts, calibration = chosen(starts, 32, shape, 8), chosen(calibration, 500, shape)
     settings = dict(S=fingerprint(learned), radius=learned.radius,
                     pairs=fingerprint(test, val),
                     passes=passes, steps=steps, starts=starts, points=points,
@@ -216,24 +234,29 @@ def lp_evaluate(
     path = results_path(folder, here, "quality", settings)
     r = measured(path, settings, lambda: quality(
         learned, val, test, calibration, path.with_suffix(""), seed, passes=passes,
-        steps=steps, starts=starts, points=points))
+        steps=steps, starts=starts, points=points, batch=usual(50, shape, 4)))
+    say(f"{len(test)} pairs")
     for k in ("nothing", "reconstruction", "encoding", "nearest", "expected", "farthest",
               "kl"):
         say(f"{k:15} {r['table'][k]['mean']:9.2f}  "
             f"± {r['table'][k]['high'] - r['table'][k]['mean']:.2f}")
     for k, v in r["bounds"].items(): say(f"{k:30} {v['mean']:.1%} of {v['n']}")
     for row in r["conformal"]:
-        say(f"radius {row['radius']:.2f} holds a new pair within {row['tau']:.2f} "
-            f"with probability {row['promised']:.0%}")
+        found = (f"radius {row['radius']:.2f} holds" if math.isfinite(row["radius"]) else
+                 f"{row['calibration']} validation pairs are too few for a radius that holds")
+        say(f"{found} a new pair within {row['tau']:.2f} with probability "
+            f"{row['promised']:.0%}")
     say(path)
 
 # %% ../nbs/reference/cli.ipynb #fab4e296
-def classifier_and_set(classifier, S, source, changed, limit):
+def classifier_and_set(classifier, S, source, changed, limit, most):
     """Returns folder, classifier, set, test images and labels for the two commands below.
     Raises ValueError if set or data are not those that the classifier was made from."""
     here, run, results = run_of(classifier, "classifier")
     changed = changed | (dict(source=source) if source else {})
-    x, y = labelled_images(test_pairs(run, changed), check_count(limit, "limit", 0))
+    test = test_pairs(run, changed)
+    limit = check_count(chosen(limit, most, shape_of(test, "test")), "limit", 0)
+    x, y = labelled_images(test, limit)
     check_unchanged(run, results, "data", changed)
     net, learned = load_classifier(here).to(x.device), set_of(here, S).to(x.device)
     check_images(learned.check(x)), check_takes(net, x)
@@ -262,20 +285,22 @@ def lp_attack(
     S:str="",               # a set, by name or folder; empty: the one it was trained in
     source:str="",          # of labelled images; empty: what the classifier was trained on
     radius:float=0.,        # of the ball in u; 0: the set's own
-    most:int=64,            # starts of the searches
-    limit:int=200,          # only the first so many test images; 0: all
+    most:int=None,          # starts of the searches; empty: 64, of large images fewer
+    limit:int=None,         # first so many images, 0: all; empty: 200, of large ones fewer
     folder:str="",          # where the results go; empty: where the run is
     seed:int=0,             # of everything random
     **changed,              # options of the source
 ):
     "Attack a classifier inside a set with many searches, and say whether to believe them."
-    here, net, learned, x, y = classifier_and_set(classifier, S, source, changed, limit)
-    radius = check_number(radius or learned.radius, "radius")
+    here, net, learned, x, y = classifier_and_set(
+        classifier, S, source, changed, limit, 200)
+    radius, most = check_number(radius or learned.radius, "radius"), chosen(
+        most, 64, x.shape[1:], 32)
     settings = dict(net=fingerprint(net), S=fingerprint(learned), images=fingerprint(x, y),
                     radius=radius, most=check_count(most, "most"), seed=seed)
     path = results_path(folder, here, "attack", settings)
     def compute():
-        a = attack_suite(net, learned, x, y, radius, seed=seed, most=most)
+        a = attack_suite(net, learned, x, y, radius, seed=seed, most=most, progress=True)
         some = [t[:100] for t in a[:3]]
         check = self_check(net, learned, x[:100], y[:100], radius, some, seed=seed)
         return dict(radius=radius, clean=proportion(is_correct(net, x, y)),
@@ -299,12 +324,12 @@ def lp_certify(
     sigma:float=1.,         # standard deviation of the noise in u
     radius:float=0.,        # the radius in question; 0: the largest that can be certified
     adaptive:bool=False,    # stop as soon as the radius in question is settled
-    n:int=10_000,           # draws for each image, or at most
+    n:int=None,             # draws for each, or at most; empty: 10,000, of large images fewer
     n0:int=100,             # draws that choose the class
     alpha:float=.001,       # probability with which a certificate may be wrong
     sigma_x:float=0.,       # standard deviation of noise on the pixels
     precision:str="float32",# float32, bf16, or auto: bf16 where the processor has it
-    limit:int=100,          # only the first so many test images; 0: all
+    limit:int=None,         # first so many images, 0: all; empty: 100, of large ones fewer
     folder:str="",          # where the results go; empty: where the run is
     seed:int=0,             # of the noise
     **changed,              # options of the source
@@ -312,7 +337,9 @@ def lp_certify(
     "Certify a smoothed classifier in the ball of a set."
     (check_choice(precision, "precision", precisions), check_number(sigma, "sigma"),
      check_number(alpha, "alpha", high=1.))
-    here, net, learned, x, y = classifier_and_set(classifier, S, source, changed, limit)
+    here, net, learned, x, y = classifier_and_set(
+        classifier, S, source, changed, limit, 100)
+    n = check_count(chosen(n, 10_000, x.shape[1:], 2000), "n")
     most = float(certified_radius(
         clopper_pearson(n, n, alpha / 2 if adaptive else alpha), sigma))
     if 0 < most < radius:
@@ -344,6 +371,27 @@ def results_in(
     paths = sorted(Path(folder).glob(f"{stem}-*.json"), key=lambda p: p.stat().st_mtime)
     return [read_json(p) for p in paths]
 
+# %% ../nbs/reference/cli.ipynb #0d7bc895
+def history_section(
+    results, # of a run
+):
+    "Returns the section that shows how a run went: what is known without its data."
+    run, history = results["recipe"], results["history"]
+    text = f"{run['epochs']:g} epochs, {results['seconds']:.0f} s, seed {run['seed']}."
+    if "radius" in results: text += f" Radius {results['radius']['radius']:.2f}."
+    if "validation" in results:
+        v = results["validation"]
+        text += (f" Squared distance of the real perturbed image, {v['n']} validation pairs: "
+                 f"from x itself {v['nothing']:.3g}, from its encoding's image "
+                 f"{v['encoding']:.3g}.")
+    if "given" in (run["source"], run.get("S")):
+        text += " Data or set were given in Python, so they cannot be shown here."
+    right = "accuracy" in history[0]
+    shown, how = ("accuracy", {}) if right else (
+        "reconstruction", dict(ylabel="loss, nats an image", ylim=None))
+    return ("Training", text, show_curves(range(1, len(history) + 1), {
+        f"{shown} in training": [h[shown] for h in history]}, "epoch", **how))
+
 # %% ../nbs/reference/cli.ipynb #13cdf43f
 def run_sections(
     here, # folder of a run
@@ -351,13 +399,16 @@ def run_sections(
     """Returns the sections of a run's page: of a set, or of a classifier and the set it was
     trained in."""
     if "network" in read_json(here / "config.json"):
-        _, run, _ = run_of(here, "network")
-        sections = [set_section(LearnedSet.from_pretrained(here), test_pairs(run, {}),
-                                f"Learned from {run['source']}.")]
-        return sections + [quality_section(r) for r in results_in(here, "quality")[-1:]]
+        _, run, results = run_of(here, "network")
+        about, shown = f"Learned from {run['source']}.", history_section(results)
+        sections = [] if run["source"] == "given" else [
+            set_section(LearnedSet.from_pretrained(here), test_pairs(run, {}), about)]
+        return [*sections, shown, *map(quality_section, results_in(here, "quality")[-1:])]
     _, run, results = run_of(here, "classifier")
+    if "given" in (run["source"], run["S"]): return [history_section(results)]
     net, S = load_classifier(here), set_of(here)
-    x, y = (t.cpu() for t in labelled_images(test_pairs(run, {}), 500))
+    test = test_pairs(run, {})
+    x, y = (t.cpu() for t in labelled_images(test, usual(500, shape_of(test, "test"), 100)))
     right = proportion(is_correct(net, x, y))
     text = (f"Trained by {run['method']} for {run['epochs']:g} epochs; {right['mean']:.1%} "
             f"right on {right['n']} test images.")
@@ -375,9 +426,11 @@ def run_sections(
                                      "searches finds.", [row]))
     in_this_set = [r for r in results_in(here, "certify") if r["asked"]["S"] == fingerprint(S)]
     for r in in_this_set[-1:]:
-        text = ("What the smoothed classifier promises: its answer at the centre stays its "
-                "answer at every latent point within the radius, with confidence "
-                f"{1 - r['asked']['alpha']:.1%} an image; {r['n']} images.")
+        text = ("h(δ; x) is the class read most often when noise is added to the latent "
+                "point δ. Share of images for which h(0; x) is right and h(δ; x) = h(0; x) "
+                "for every δ within the radius, with confidence "
+                f"{1 - r['asked']['alpha']:.1%} an image; {r['n']} images. It says nothing "
+                "of the classifier without the noise.")
         sections.append(("Certified", text,
                          show_curves(r["radii"], dict(certified=r["accuracy"]))))
     return sections
@@ -454,6 +507,8 @@ def demo_sections(nets, S, x, y, attack, certificate):
     return [("Attacked", f"{n} digits clean and moved, {some} of them under attack: the worst "
                          "points that many searches find in the latent ball. ≤: more searches "
                          "would find more.", [row(*r) for r in rows.items()], worst),
-            ("Certified", "What the smoothed classifier promises (σ = 1, 1,000 draws, "
-                          "α = 0.001): its own answer stays the same at every latent point "
-                          "within the radius.", show_curves(certificate["radii"], curve))]
+            ("Certified", "h(δ; x) is the class read most often when noise (σ = 1) is added "
+                          "to the latent point δ. Share of digits for which h(0; x) is right "
+                          "and h(δ; x) = h(0; x) for every δ within the radius (1,000 draws, "
+                          "confidence 99.9 % a digit). It says nothing of the classifier "
+                          "without the noise.", show_curves(certificate["radii"], curve))]

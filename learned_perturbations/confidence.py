@@ -25,6 +25,8 @@ def check_hits(
 ):
     "Returns both as float64 arrays; raises ValueError unless 0 ≤ k ≤ n everywhere."
     k, n = np.asarray(k, dtype=float), np.asarray(n, dtype=float)
+    if not ((k % 1 == 0) & (n % 1 == 0)).all():
+        raise ValueError("hits and draws are counted: they must be whole numbers")
     if not ((0 <= k) & (k <= n) & (n < math.inf)).all():
         raise ValueError("there must be from 0 hits to as many as there were draws; got "
                          f"{k.min():g} to {k.max():g} hits of {n.min():g} draws or more")

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['parse_number', 'parse_yes', 'parse_several', 'reader', 'add_option', 'function_parser', 'add_fields', 'add_entries',
-           'first_reading', 'say', 'command']
+           'first_reading', 'say', 'warning_line', 'command']
 
 # %% ../nbs/reference/console.ipynb #a5539663
 import argparse
 import inspect
 import re
 import sys
+import warnings
 from dataclasses import fields
 from functools import wraps
 
@@ -49,7 +50,7 @@ def reader(kind, default):
 def add_option(parser, name, kind, default, help):
     "Adds an option; one that is not given stays out of what is parsed."
     switch = dict(nargs="?", const=True) if kind is bool else {}
-    if default is not inspect.Parameter.empty: help = f"{help} (default: {default})"
+    if default not in (inspect.Parameter.empty, None): help = f"{help} (default: {default})"
     parser.add_argument(f"--{name}", type=reader(kind, default), default=argparse.SUPPRESS,
                         help=(help or name).replace("%", "%%"), **switch)
 
@@ -115,6 +116,11 @@ def say(line):
     "Prints a line: of several processes, only the first."
     if processes().is_main_process: print(line)
 
+# %% ../nbs/reference/console.ipynb #edb90008
+def warning_line(message, category, filename, lineno, line=None):
+    "Returns a warning as a command prints it: what it says, not where in the code."
+    return f"warning: {message}\n"
+
 # %% ../nbs/reference/console.ipynb #b35fe1e3
 def command(
     more=None, # (parser, () -> {name: value read so far}) -> None: adds further options
@@ -126,6 +132,9 @@ def command(
         def run(*args, **kw):
             if args or kw: return f(*args, **kw)
             parser, argv = function_parser(f), sys.argv[1:]
+            form, warnings.formatwarning = warnings.formatwarning, warning_line
+            for stream in (sys.stdout, sys.stderr):  # no σ or ≤ of ours may end it
+                if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
             try:
                 asked = any(w in ("-h", "--help") for w in argv)
                 if more and (not asked or any(not w.startswith("-") for w in argv)):
@@ -136,6 +145,7 @@ def command(
             except KeyboardInterrupt:
                 sys.exit(f"{f.__name__}: stopped; the same command goes on from here")
             finally:
+                warnings.formatwarning = form
                 if torch.distributed.is_initialized():  # several part in order
                     torch.distributed.destroy_process_group()
         return run

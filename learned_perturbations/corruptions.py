@@ -10,6 +10,7 @@ __all__ = ['cifar', 'imagenet', 'names', 'paper', 'extra', 'here', 'corruptions'
            'check_colour', 'corrupt', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
 
 # %% ../nbs/14_corruptions.ipynb #f4c5f417
+import copy
 import inspect
 import math
 from functools import wraps
@@ -401,11 +402,23 @@ class CorruptionPairs(Pairs):
         if len(self.corruptions) < 1 + (pairing == "two"):
             raise ValueError(f"pairing {pairing} needs more corruptions than "
                              f"{len(self.corruptions)}")
-        self.cache = None
+        self.cache = self.held = None
         for name in self.corruptions: self.corrupted(name, torch.arange(1))  # usable?
         if cache: self.cache = Cache(cache, x, self.corruptions, self.severity, self.corrupted)
 
     def __len__(self): return len(self.x)
+
+    def to(self, device):
+        moved = copy.copy(self)
+        moved.x, moved.y = self.x.to(device), None if self.y is None else self.y.to(device)
+        moved.device = device
+        if self.cache:  # all versions, those of the image itself last
+            moved.held = torch.empty(len(self.corruptions) + 1, *self.x.shape, device=device,
+                                     dtype=torch.uint8)
+            moved.held[-1] = moved.x
+            for part, name in zip(moved.held, self.corruptions):
+                part.copy_(self.cache.whole(name))
+        return moved
 
     def corrupted(self, name, idx, seed=0, epoch=0):
         "Returns corrupted images in 8 bits, (B, 3, H, W)."
@@ -415,6 +428,7 @@ class CorruptionPairs(Pairs):
 
     def draw(self, idx, which, seed, epoch):
         "Returns images by the corruption of that number; one more is the image itself."
+        if self.held is not None: return self.held[which, idx].float() / 255
         out = self.x[idx].float() / 255
         for k, name in enumerate(self.corruptions):
             mine = (which == k).nonzero()[:, 0]

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from .checks import check_radius, check_shape
 from .pairs import batches
 from .registry import Registry
-from .runs import (as_path, device_of, fill, find_saved, packaged,
-                                        read_json, read_weights, save_weights,
+from .runs import (as_path, device_of, fill, find_saved,
+                                        over_processes, packaged, read_json, read_weights,
+                                        save_weights,
                                         write_json, write_text)
 from .sets import PerturbationSet
 
@@ -59,8 +60,10 @@ def sigma(logits, x_tilde):
     batch, (B,) (Rybkin et al. 2021)."""
     square = gaussian(logits, x_tilde)
     d = x_tilde[0].numel()
-    # its gradient gives each pixel weight 1/variance
-    variance = (square.mean() / d).clamp_min(1e-6)
+    # of the whole batch, whichever process holds it: each pixel gets weight 1/variance
+    part = torch.stack([square.detach().sum(), square.new_tensor(len(square))])
+    total, n = over_processes(part)
+    variance = (total / n / d).clamp_min(1e-6)
     return .5 * d * (2 * math.pi * variance).log() + .5 * square / variance
 
 # %% ../nbs/03_cvae.ipynb #06722a83
@@ -111,7 +114,11 @@ class CVAE(nn.Module):
         mu, scale, q = self.encode(x, x_tilde)
         logits = self.generator(self.generator.features(x), mu + scale * (q.m + q.s * noise))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return likelihoods(self.likelihood, logits, x_tilde), q.kl, logits
+        loss = likelihoods(self.likelihood, logits, x_tilde)
+        if loss.shape != (len(x),):
+            raise ValueError(f"likelihood {self.likelihood} must return one number an image, "
+                             f"({len(x)},); got {tuple(loss.shape)}")
+        return loss, q.kl, logits
 
     def fold(self):
         "Multiplies together what can be in the generator: for use only. Returns the CVAE."
@@ -295,6 +302,9 @@ def set_card(
     if recipe:
         facts |= {"pairs": recipe.get("source"), "epochs": recipe.get("epochs"),
                   "seed": recipe.get("seed")}
+    if (v := run.get("validation")):
+        facts |= {f"squared distance of the image of its encoding, {v['n']} pairs":
+                  f"{v['encoding']:.4g} (of x itself {v['nothing']:.4g})"}
     if run.get("versions"):
         facts |= {"made with": ", ".join(f"{k} {v}" for k, v in run["versions"].items())}
     rows = "\n".join(f"| {k} | {v} |" for k, v in facts.items())

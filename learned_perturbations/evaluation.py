@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['posterior_likelihood', 'distances', 'measure', 'bounds_that_hold', 'evaluate', 'smallest_norm', 'conformal_radius',
-           'PublishedProjection', 'named_and_actual', 'conformal', 'quality']
+           'bisect_ray', 'ray_norm', 'WithPoint', 'joint_distance', 'PublishedProjection', 'named_and_actual',
+           'conformal', 'quality']
 
 # %% ../nbs/08_evaluation.ipynb #174ff7e2
 import math
@@ -126,7 +127,7 @@ def evaluate(
     settings = dict(passes=check_count(passes, "passes"), steps=check_count(steps, "steps"),
                     starts=check_count(starts, "starts"),
                     precision=precision, points=check_count(points, "points"), alpha=alpha,
-                    batch=batch, seed=seed)
+                    batch=check_count(batch, "batch"), seed=seed)
     def work(idx, epoch):
         x, x_tilde, *_ = (t.to(device) for t in pairs.batch(idx, seed=seed, epoch=epoch))
         check_pairs(x, x_tilde)
@@ -193,6 +194,84 @@ def conformal_radius(
     (infinite if n is too small)."""
     k = math.ceil((len(r) + 1) * (1 - miss) - 1e-9)
     return math.inf if k > len(r) else r.sort().values[k - 1].item()
+
+# %% ../nbs/08_evaluation.ipynb #8e9feb4a
+def bisect_ray(
+    near,   # (shares of the way (B,)) -> is the image there near enough? (B,)
+    start,  # share 0 for each example, (B,)
+    rounds, # halvings
+):
+    "Returns how far along the ray each example has to go, (B,); infinite: not even its end."
+    lo, hi = start, torch.ones_like(start)
+    at_start, at_end = near(lo), near(hi)
+    for _ in range(rounds):
+        middle = (lo + hi) / 2
+        hit = near(middle)
+        lo, hi = torch.where(hit, lo, middle), torch.where(hit, middle, hi)
+    return torch.where(at_start, start, torch.where(at_end, hi, math.inf))
+
+# %% ../nbs/08_evaluation.ipynb #fd61263e
+@searching
+@torch.no_grad()
+def ray_norm(
+    S,        # a PerturbationSet with encode
+    x,        # images, (B, C, H, W)
+    x_tilde,  # perturbed images, (B, C, H, W)
+    tau,      # tolerance: a squared distance, summed over the image
+    rounds=8, # halvings of the ray from 0 to the encoding
+    steps=0,  # gradient steps by which its end is first moved from there towards x̃
+):
+    """Returns the norm of a u on the ray whose image is within tau of x̃, (B,); infinite where
+    the end of the ray is not. A cheap score for `conformal_radius`."""
+    check_pairs(x, x_tilde)
+    tau, rounds = check_radius(tau, "tau"), check_count(rounds, "rounds", 0)
+    cond, end = check_set(S).condition(x), S.encode(x, x_tilde)
+    error = lambda images: squared_error(images, x_tilde)
+    if check_count(steps, "steps", 0):
+        length = norms(end, S.norm)
+        end, _ = ascend(S, cond, lambda p: -error(p), end, 1.5 * length, steps, length / 8,
+                        momentum=.8)
+    near = lambda t: error(S.perturb(cond, t[:, None] * end)) <= tau
+    share = bisect_ray(near, x.new_zeros(len(x)), rounds)
+    return torch.where(share.isfinite(), share * norms(end, S.norm), math.inf)
+
+# %% ../nbs/08_evaluation.ipynb #b94e34b8
+class WithPoint(PerturbationSet):
+    "The images of a set, divided by σ_x, and beside them the points, divided by σ."
+    def __init__(self, S, sigma, sigma_x):
+        super().__init__()
+        self.S, self.sigma, self.sigma_x = S, sigma, sigma_x
+        self.latent_dim, self.radius = S.latent_dim, S.radius
+    def condition(self, x): return self.S.condition(x)
+    def perturb(self, cond, u):
+        image = self.S.perturb(cond, u).flatten(1) / self.sigma_x
+        return torch.cat([image, u / self.sigma], 1)
+
+@searching
+@torch.no_grad()
+def joint_distance(
+    S,        # a PerturbationSet with norm 2 and encode
+    x,        # images, (B, C, H, W)
+    x_tilde,  # perturbed images, (B, C, H, W)
+    sigma,    # standard deviation of the noise in u
+    sigma_x,  # standard deviation of the noise on the pixels
+    steps=40, # gradient steps
+    tries=8,  # points of the ray from 0 to the encoding, of which the best is the start
+):
+    """Returns the smallest ‖u‖²/σ² + ‖g(u; x) − x̃‖²/σ_x² found, and that of u = 0, (B,) each:
+    x̃ is covered by a certificate of radius r if it is at most (r/σ)²."""
+    check_pairs(x, x_tilde), check_count(steps, "steps"), check_count(tries, "tries")
+    T = WithPoint(check_set(S), check_radius(sigma, "sigma"), check_radius(sigma_x, "sigma_x"))
+    cond, u = T.condition(x), S.encode(x, x_tilde)
+    wanted = torch.cat([x_tilde.flatten(1) / T.sigma_x, torch.zeros_like(u)], 1)
+    cost = lambda v: squared_error(v, wanted)
+    share = [i / tries for i in range(tries + 1)]
+    on_ray = torch.stack([cost(T.perturb(cond, t * u)) for t in share], 1)
+    start = u * (on_ray.argmin(1) / tries)[:, None]
+    length = norms(u).clamp_min(1e-6)
+    value = -ascend(T, cond, lambda v: -cost(v), start, 1.5 * length, steps, length / 8,
+                    momentum=.8)[1]
+    return torch.minimum(value, on_ray.amin(1)), on_ray[:, 0]
 
 # %% ../nbs/08_evaluation.ipynb #620e895d
 class PublishedProjection(PerturbationSet):

@@ -305,7 +305,8 @@ def paired_files(
     for p in list_images(root / "after"): afters.setdefault(owner(name_of(p)), []).append(p)
     lone = {"after": [p.name for name, p in befores.items() if name not in afters],
             "before": [p.name for p in afters.get(None, [])]}
-    missing = [f"nothing {where}/ for {some(names)}" for where, names in lone.items() if names]
+    missing = [f"nothing in {where}/ for {some(names)}"
+               for where, names in lone.items() if names]
     if missing: raise ValueError(f"{root} has {', and '.join(missing)}")
     if not befores: raise ValueError(f"there are no images in {root / 'before'}")
     for here in (root / "before", root / "after"):

@@ -153,7 +153,11 @@ def read_arrays(
     path, # of an .npz file
 ):
     "Returns the arrays of a file by name. Raises ValueError if it cannot be read."
-    try: return dict(np.load(as_path(path), allow_pickle=False))
+    try:
+        with open(as_path(path), "rb") as f:
+            arrays = np.load(f, allow_pickle=False)
+            if isinstance(arrays, np.ndarray): raise ValueError("it holds one array, a .npy")
+            return dict(arrays)
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{path} cannot be read as an .npz file: {e}") from e
 

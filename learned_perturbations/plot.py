@@ -52,12 +52,13 @@ def show_curves(
     curves,       # {label: values (n,)}
     xlabel="radius in u", # of the horizontal axis
     ylabel="accuracy",    # of the vertical axis
+    ylim=(0, 1.02),       # its limits; None: what fits
 ):
     "Returns a figure with one curve for each label."
     fig, ax = new_figure(5, 2.8)
     line = "o-" if len(radii) < 3 else "-"
     for label, values in curves.items(): ax.plot(radii, values, line, label=label)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ax.legend(fontsize=8); ax.grid(alpha=.3)
     return fig
 

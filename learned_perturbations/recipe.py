@@ -55,9 +55,12 @@ class Training:
     epochs: float = 20          # passes over the training items; 0: what fits in minutes
     minutes: float = 30.        # that the run may take, where epochs is 0
     batch_size: int = 128       # items in a step; 0: chosen by the number of items
-    lr: str = "0:1e-4 0.3:1e-3 1:0" # learning rate of Adam, "progress:value ..." from 0 to 1
-    weight_decay: float = 0.    # of Adam
+    lr: str = "0:1e-4 0.3:1e-3 1:0" # learning rate of AdamW, "progress:value ..." from 0 to 1
+    weight_decay: float = 0.    # of AdamW
     clip: float = 0.            # largest norm of a gradient; 0: any
+    accumulate: int = 1         # parts a batch is taken in, where it does not fit at once
+    ema: float = 0.             # decay of averaged weights, kept at the end; 0: the last ones
+    compile: bool = False       # the network by torch.compile, which pays in long runs
     precision: str = "auto"     # float32, bf16, or auto: bf16 where the processor has it
     channels_last: bool = True  # memory layout of the convolutions
     seed: int = 0               # of everything random
@@ -77,8 +80,12 @@ def check_training(r):
                    minutes=check_number(r.minutes, "minutes"), seed=check_seed(r.seed),
                    batch_size=check_count(r.batch_size, "batch_size", 0),
                    clip=check_number(r.clip, "clip", within=False),
+                   accumulate=check_count(r.accumulate, "accumulate"),
+                   ema=check_number(r.ema, "ema", high=1., within=False),
                    weight_decay=check_number(r.weight_decay, "weight_decay", within=False))
-    return replace(r, **numbers, channels_last=bool(r.channels_last))
+    if not isinstance(r.channels_last, (bool, np.bool_)):
+        raise TypeError(f"channels_last must be True or False, got {r.channels_last!r}")
+    return replace(r, **numbers, channels_last=bool(r.channels_last), compile=bool(r.compile))
 
 # %% ../nbs/reference/recipe.ipynb #84e27dd7
 def pick(

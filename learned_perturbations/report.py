@@ -11,6 +11,7 @@ import html
 import torch
 
 from .attacks import pgd
+from .auto import usual
 from .classifiers import logits
 from .criteria import farthest, nearest
 from .plot import as_data_url, show_curves, show_images, table
@@ -48,7 +49,8 @@ def set_section(
 ):
     "Returns the section that shows a set: eight pairs, and points of their sets."
     x, x_tilde = pairs.batch(torch.arange(min(8, len(pairs))))[:2]
-    near, far = nearest(S, x, x_tilde, starts=8).u, farthest(S, x, x_tilde, starts=8).u
+    how = dict(starts=8, steps=usual(50, x.shape[1:], 10))
+    near, far = nearest(S, x, x_tilde, **how).u, farthest(S, x, x_tilde, **how).u
     with torch.no_grad():
         points = (S.project(S.encode(x, x_tilde)), near,
                   S.sample(len(x), how="truncated").to(x), far)
@@ -93,6 +95,5 @@ def worst_figure(
     with torch.no_grad():
         says = [list(map(str, logits(net, p).argmax(1).tolist())) for net, p in
                 [(first, x), *((net, worst) for net in nets.values())]]
-    names = [f"{next(iter(nets))}: says",
-             *(f"at the worst point found,\n{name}: says" for name in nets)]
+    names = [f"x,\n{next(iter(nets))} says", *(f"worst point,\n{n} says" for n in nets)]
     return show_images([x, *[worst] * len(nets)], names, says)

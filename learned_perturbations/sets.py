@@ -167,7 +167,9 @@ class AffineSet(PerturbationSet):
         norm=2,   # 2 or inf
     ):
         super().__init__()
-        self.register_buffer("A", torch.as_tensor(A, dtype=torch.float32))
+        A = torch.as_tensor(A, dtype=torch.float32)
+        if A.ndim != 2: raise ValueError(f"A must be a matrix (d, k), got {tuple(A.shape)}")
+        self.register_buffer("A", A)
         self.norm, self.radius = (check_choice(float(norm), "norm", (2., math.inf)),
                                   check_radius(radius))
         self.latent_dim = self.A.shape[1]
@@ -259,6 +261,7 @@ class LinfSet(PerturbationSet):
         radius=.3, # largest change of a pixel
     ):
         super().__init__()
+        for n in shape: check_count(n, "shape")
         self.latent_dim, self.norm, self.radius = (
             math.prod(shape), math.inf, check_radius(radius))
 
@@ -313,7 +316,8 @@ class RTSSet(PerturbationSet):
         self.latent_dim, self.norm, self.radius = 4, math.inf, 1.
         self.angle, self.shift = (check_number(v, name, within=False)
                                   for v, name in ((angle, "angle"), (shift, "shift")))
-        lo, hi = (check_number(s, "scale") for s in scale)
+        both = isinstance(scale, (tuple, list)) and len(scale) == 2
+        lo, hi = (check_number(s, "scale") for s in scale) if both else (1., 0.)
         if lo > hi:
             raise ValueError("scale must be two positive numbers, the smaller first; "
                              f"got {scale}")

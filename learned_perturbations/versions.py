@@ -99,6 +99,11 @@ class Cache:
             return self.opened[key][i % self.block]
         return torch.from_numpy(np.stack([row(i) for i in idx.tolist()])).float() / 255
 
+    def whole(self, name):
+        "Returns all versions by a name, uint8 (N, C, H, W)."
+        files = sorted(self.path(name, 0).parent.glob("*.npy"))
+        return torch.from_numpy(np.concatenate([np.load(f) for f in files]))
+
 # %% ../nbs/reference/versions.ipynb #e2270406
 def crop_and_flip(
     images, # of one pair: batches (B, C, H, W), all treated alike
@@ -114,6 +119,6 @@ def crop_and_flip(
     mirrored = (draws.integers(ids, 2, seed, "flip", epoch) * flip).bool()[:, None, None, None]
     def same(t):
         t = F.pad(t, (by,) * 4).unfold(2, h, 1).unfold(3, w, 1)
-        t = t[torch.arange(len(ids)), :, row, col]
+        t = t[torch.arange(len(ids), device=ids.device), :, row, col]
         return torch.where(mirrored, t.flip(3), t)
     return [same(t) for t in images]

@@ -14,25 +14,26 @@ def directive(source, name):
     found = re.search(rf"^#\| *{name}(?:: *(.*))?$", source, re.MULTILINE)
     return found and (found[1] or "")
 
-def outputs(cell, name, alt, images):
-    "Yields the markdown of a cell's outputs: what it printed, and its figure, which goes to `images` as name.png."
+def outputs(cell, name, alt, images, site):
+    "Yields the markdown of a cell's outputs: what it printed, its text, and its figure, which goes to `images` as name.png."
     printed = "".join("".join(out["text"]) for out in cell["outputs"] if out.get("name") == "stdout")
     if printed: yield "".join(f"    {line}\n" for line in printed.splitlines())
     for out in cell["outputs"]:
+        if text := out.get("data", {}).get("text/markdown"): yield site_urls("".join(text), site) + "\n"
         if figure := out.get("data", {}).get("image/png"):
             (images / f"{name}.png").write_bytes(base64.b64decode("".join(figure)))
             yield f"![{alt}]({images.relative_to(root).as_posix()}/{name}.png)\n"
 
 def readme(notebook, images, site):
-    "Returns the notebook as markdown: prose, code, printed lines and figures, without hidden cells."
+    "Returns the notebook as markdown: prose, code, printed lines and figures, without hidden cells and hidden code."
     parts = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown": parts.append(site_urls(source, site) + "\n")
         elif directive(source, "hide") is None:
             code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
-            parts += [f"```python\n{code}\n```\n", *outputs(cell, (directive(source, "label") or "").removeprefix("fig-"),
-                                                              (directive(source, "fig-alt") or "").strip('"'), images)]
+            if directive(source, "echo") != "false": parts.append(f"```python\n{code}\n```\n")
+            parts += outputs(cell, (directive(source, "label") or "").removeprefix("fig-"), (directive(source, "fig-alt") or "").strip('"'), images, site)
     return "\n".join(parts)
 
 def main():

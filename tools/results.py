@@ -1,8 +1,10 @@
 """Make the files in results/ that the experiments read: python tools/results.py PART... (full MNIST in data/; hours on two cores).
 
 Every part can be stopped and started again. Sets and classifiers are those that come with the package, or in runs/NAME.
+`python tools/results.py suite` needs no data: many starts for each of 200 shipped digits, on a GPU where there is one.
 """
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -10,9 +12,9 @@ import torch
 from learned_perturbations.attacks import apgd, pgd
 from learned_perturbations.certification import certify
 from learned_perturbations.classifiers import is_correct, load_classifier
-from learned_perturbations.cli import run_of, test_pairs
 from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.evaluation import conformal, quality
+from learned_perturbations.labelled_images import digits
 from learned_perturbations.pairs import Subset, mnist
 from learned_perturbations.rows import in_rows
 from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, write_json, write_results
@@ -26,6 +28,7 @@ attack_radii, certified_radii = [.5, 1., 2., 3.], [0., .25, .5, .75, 1., 1.25, 1
 
 def learned(name, folder=None):
     "The set of a name, its training, and its validation and test pairs."
+    from learned_perturbations.cli import run_of, test_pairs  # the other parts do without its libraries
     folder, recipe, run = run_of(Path(folder) if folder else name, "network")
     return LearnedSet.from_pretrained(folder), run, test_pairs(recipe, {}, "val"), test_pairs(recipe, {})
 
@@ -61,12 +64,30 @@ def attacked(name, n=500):
     def under(radius):
         work = lambda i: dict(stands=~pgd(net, S, x[i], y[i], radius, 50, precision="auto", ids=i).success)
         return proportion(in_rows(work, n, kept/f"{name}-{radius}.jsonl", made, title=f"{name}, radius {radius}")["stands"])
-    def suite(radius=1., n=200):
-        a = attack_suite(net, S, x[:n], y[:n], radius)
-        return dict(radius=radius, accuracy=proportion(~a.success), converged=bool(torch.as_tensor(a.converged).all()))
     return measured(results/f"mnist-{name}-attacked.json", made, lambda: dict(
         training=net.results, clean=proportion(is_correct(net, x, y)), real=proportion(is_correct(net, x_real, y)),
-        attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii], suite=suite()))
+        attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii]))
+
+def suite(names=("gaussian", "adversarial", "clean", "pairs", "augment"), radii=(1., 2., 3.), n=200, most=None, steps=50):
+    "Accuracy of every classifier against the work of the suite, beside one start of pgd, on the first test digits; kept after each classifier."
+    torch.backends.cudnn.allow_tf32 = False  # the verdicts are float32's
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    S, nets = LearnedSet.from_pretrained("mnist-rts").to(device), {f"mnist-{name}": load_classifier(f"mnist-{name}").to(device) for name in names}
+    x, y = (t[:n].to(device) for t in digits("test", pad=7))
+    most = most or (256 if device.type == "cuda" else 32)
+    starts = [most if r <= 1 else 4 * most for r in radii]  # beyond, few digits are left
+    made, curves = dict(set="mnist-rts", radii=list(radii), n=n, most=starts, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
+    path = results/"suite.json"
+    if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
+    for name, net in nets.items():
+        if name in curves: continue
+        weak, found, start = [pgd(net, S, x, y, r, steps) for r in radii], [], time.time()
+        for r, m in zip(radii, starts):  # what fell at one radius begins the next
+            found.append(attack_suite(net, S, x, y, r, start=found[-1].u if found else None, most=m, steps=steps))
+            print(name, f"radius {r:g}: {found[-1]}; {time.time() - start:.0f} s", flush=True)
+        curves[name] = dict(pgd=[proportion(~a.success) for a in weak], accuracy=[a.accuracy for a in found], converged=[a.converged for a in found],
+                            left=[proportion(~a.success) for a in found], seconds=time.time() - start)
+        write_results(path, asked=made, curves=curves)
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
     "Accuracy of a classifier under attack against the number of steps, for three rules of how long a step is."
@@ -102,14 +123,14 @@ def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
     made = asked(name, S, net, sigma=sigma, n=n, alpha=.001, digits=digits, more=more)
     measured(results/f"mnist-{name}-adaptive.json", made, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
 
-sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc"), "conv": ("mnist-linf-conv", None),
+sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc-fast"), "conv": ("mnist-linf-conv", None),
         "rts": ("mnist-rts", None), "rts-5": ("mnist-rts-5", None), "rts-1": ("mnist-rts-1", None)}
 parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, 3 if part in ("fc", "fc-fast", "conv", "rts") else 1, folder) for part, (name, folder) in sets.items()}
 parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if folder is None}
 parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
 parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
 parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 500) for name in classifiers}
-parts |= {"steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
+parts |= {"suite": suite, "steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)

@@ -1,0 +1,104 @@
+"""Trains all that the page on common corruptions shows: python tools/train_corruptions.py STAGE ... --data FILE.npz
+
+Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), classifiers, hardened.
+Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
+found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
+"""
+import json
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from learned_perturbations.corruptions import extra, paper
+from learned_perturbations.cvae import LearnedSet
+from learned_perturbations.pairs import sources
+from learned_perturbations.robust_training import get_harden_recipe, harden
+from learned_perturbations.runs import read_json, write_json
+from learned_perturbations.training import get_recipe, train
+
+betas = (1, 2, 4)
+schedule = lambda beta: f"0:0 0.25:{beta} 1:{beta}"
+
+def set_runs(o):
+    "Sets by the weight of the KL: one of them is chosen."
+    return [("train", "cifar10-corruptions", dict(name=f"cifar10-corruptions-beta{b}", beta=schedule(b), **o)) for b in betas]
+
+def other_sets(o, beta):
+    "A set of another network and seed, of corruptions that the benchmark leaves over, of other pairings, of other seeds."
+    run = lambda name, **more: ("train", "cifar10-corruptions", {**o, "name": f"cifar10-corruptions-{name}", "beta": schedule(beta), **more})
+    of = lambda share: dict(epochs=share * get_recipe("cifar10-corruptions", **o).epochs)
+    return [run("second", seed=1, widths=(64, 128), latents=160, **of(.6)), run("extra", names=extra, **of(.25)),
+            run("two", pairing="two", **of(.25)), run("both", pairing="both", **of(.25)),
+            *(run(f"quarter-{s}", seed=s, **of(.25)) for s in range(3))]
+
+def classifier_runs(o, seeds=3):
+    "Classifiers of clean and of corrupted images."
+    return [("harden", f"cifar10-{m}", {**o, "name": f"cifar10-{m}" + (f"-{s}" if s else ""), "seed": s})
+            for m in ("clean", "pairs") for s in range(seeds)]
+
+def hardened_runs(o, chosen, seeds=3):
+    "Classifiers of points of the set: random ones, worst ones in two balls, noise."
+    o = dict(o, S=chosen["folder"])
+    run = lambda m, name="", **more: ("harden", f"cifar10-{m}", {**o, "name": f"cifar10-{m}{name}", **more})
+    return [*(run("adversarial", f"-{s}" if s else "", seed=s, radius=chosen["half"]) for s in range(seeds)),
+            run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian")]
+
+def choose(names, folder, data):
+    "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
+    rows = []
+    for name in names:
+        v, radius = (read_json(folder/name/"results.json")[k] for k in ("validation", "radius"))
+        rows.append(dict(name=name, folder=str(folder/name), share=v["encoding"] / v["nothing"], radius=radius["radius"], active=radius["active"]))
+    good = [r for r in rows if r["share"] <= .035]
+    best = min(good, key=lambda r: r["radius"]) if good else min(rows, key=lambda r: r["share"])
+    recipe = read_json(folder/best["name"]/"results.json")["recipe"]
+    S, val = LearnedSet.from_pretrained(best["folder"]), sources("corruptions", "val", **{**recipe["source_options"], **data})
+    half, most = S.encoding_norms(val).quantile(torch.tensor([.5, .9])).tolist()
+    write_json(folder/"chosen.json", dict(best, half=half, most=most, beta=float(recipe["beta"].split(":")[-1]), rows=rows))
+    print(json.dumps(read_json(folder/"chosen.json"), indent=1), flush=True)
+
+def at_once(runs, folder, jobs):
+    "Makes the runs, so many at a time."
+    (folder/"logs").mkdir(parents=True, exist_ok=True)
+    def one(run):
+        start, log = time.time(), folder/"logs"/f"{run[2]['name']}.log"
+        with open(log, "w") as f:
+            rc = subprocess.run([sys.executable, __file__, "one", "--run", json.dumps(run), "--folder", str(folder)], stdout=f, stderr=f).returncode
+        print(f"{run[2]['name']}: {time.time() - start:.0f} s" + (f", FAILED: {log.read_text()[-800:]}" if rc else ""), flush=True)
+    with ThreadPoolExecutor(jobs) as pool: list(pool.map(one, runs))
+
+if __name__ == "__main__":
+    p = ArgumentParser(description=__doc__)
+    p.add_argument("stages", nargs="+"); p.add_argument("--data", default=None); p.add_argument("--folder", type=Path, default=Path("runs"))
+    p.add_argument("--cache", default="data/cifar10-corruptions"); p.add_argument("--jobs", type=int, default=1)
+    p.add_argument("--set", type=json.loads, default={}, help="fields of the sets' recipe, JSON")
+    p.add_argument("--net", type=json.loads, default={}, help="fields of the classifiers' recipe, JSON")
+    p.add_argument("--hard", type=json.loads, default={}, help="fields of the hardened classifiers' recipe, JSON")
+    p.add_argument("--betas", type=json.loads, default=list(betas)); p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--run", type=json.loads)
+    a = p.parse_args()
+    betas = a.betas
+    data = dict(cache=a.cache, **(dict(data=a.data) if a.data else {}))
+    chosen = lambda: read_json(a.folder/"chosen.json")
+    for stage in a.stages:
+        start = time.time()
+        if stage == "one":
+            if a.run[0] == "train": train(a.run[1], a.folder, **a.run[2])
+            else: harden(get_harden_recipe(a.run[1], **a.run[2]), a.folder)  # S: a folder, as in the recipe
+        elif stage == "cache-one": sources("corruptions", a.run[0], names=[a.run[1]], **data)
+        elif stage == "cache":
+            jobs = [(split, name) for split in ("train", "val") for name in paper + extra]
+            ask = lambda job: subprocess.run([sys.executable, __file__, "cache-one", "--run", json.dumps(job), "--cache", a.cache, *(["--data", a.data] if a.data else [])], check=True, stderr=subprocess.DEVNULL)
+            with ThreadPoolExecutor(a.jobs) as pool: list(pool.map(ask, jobs))
+        elif stage == "sets": at_once(set_runs({**data, **a.set}), a.folder, a.jobs)
+        elif stage == "choose": choose([r[2]["name"] for r in set_runs({})], a.folder, data)
+        elif stage == "others": at_once(other_sets({**data, **a.set}, chosen()["beta"]), a.folder, a.jobs)
+        elif stage == "classifiers": at_once(classifier_runs({**data, **a.net}, a.seeds), a.folder, a.jobs)
+        elif stage == "hardened": at_once(hardened_runs({**data, **a.hard}, chosen(), a.seeds), a.folder, a.jobs)
+        else: sys.exit(f"no stage {stage}")
+        if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
