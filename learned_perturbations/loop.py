@@ -177,6 +177,10 @@ class Loop:
         on_device = lambda t: t.to(self.device)
         self.place = recursively_apply(on_device, state["place"])
 
+    def finite(self):
+        "Returns whether all weights are finite, a tensor on the device."
+        return torch.stack([p.isfinite().all() for p in self.net.parameters()]).all()
+
     def written(self):
         "Waits for the last checkpoint; raises what its writing raised."
         if self.writing: self.writing.result()
@@ -190,8 +194,7 @@ class Loop:
         self.written()
         state = dict(model=self.net.state_dict(), optimizer=self.optimizer.state_dict(),
                      average=self.average and self.average.state_dict(), place=self.place,
-                     good=self.watch.good & torch.stack(
-                         [p.isfinite().all() for p in self.net.parameters()]).all())
+                     good=self.watch.good & self.finite())
         state = recursively_apply(lambda t: t.detach().clone(), state)
         self.writing = self.pool.submit(save_checkpoint, self.path,
                                         dict(state, made=self.made), state.pop("good"))
@@ -271,8 +274,7 @@ class Loop:
         p, means = self.place, self.means()
         if not math.isfinite(means["loss"]):
             self.not_finite(f"the loss became {means['loss']}", p["count"])
-        if not torch.stack([w.isfinite().all() for w in self.net.parameters()]).all():
-            self.not_finite("a weight became NaN", p["count"])
+        if not self.finite(): self.not_finite("a weight became NaN", p["count"])
         self.place = dict(epoch=p["epoch"] + 1, count=0, sums={}, seconds=0.,
                           history=p["history"] + [means])
         self.begun = time.time()
