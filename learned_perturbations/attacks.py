@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['attack_losses', 'labelled_mean', 'score', 'cross_entropy', 'margin', 'dlr', 'Attack', 'Task', 'prepare', 'worse',
            'survivors', 'pgd_search', 'check_search', 'pgd', 'checkpoints', 'value_and_gradient', 'apgd_ascend',
-           'likely_class', 'apgd_search', 'apgd', 'sampling_search', 'random_walk', 'sampling', 'random_search',
-           'pixel_accuracy', 'mean_iou', 'WorstPoint']
+           'wrong_classes', 'likely_class', 'apgd_search', 'apgd', 'sampling_search', 'random_walk', 'sampling',
+           'random_search', 'pixel_accuracy', 'mean_iou', 'WorstPoint']
 
 # %% ../nbs/09_attacks.ipynb #171ff3e5
 import copy
@@ -322,15 +322,24 @@ def apgd_ascend(task, value, u, steps):
     return best_u
 
 # %% ../nbs/09_attacks.ipynb #bf8f4db2
+@torch.no_grad()
+def wrong_classes(
+    task, # a Task
+):
+    "Returns the wrong classes at u = 0, the likeliest first, as y and one dimension more."
+    z = task.scores(task.S.perturb(task.cond, task.centre()))
+    z = z.scatter(1, task.y.clamp_min(0)[:, None], -math.inf)
+    return z.topk(z.shape[1] - 1, 1).indices.movedim(1, -1)
+
 def likely_class(
     task, # a Task
     rank, # 1: the likeliest wrong class, and so on
 ):
     "Returns the wrong class of that rank at u = 0, as y. Raises ValueError if there is none."
-    with torch.no_grad(): z = task.scores(task.S.perturb(task.cond, task.centre()))
-    if rank >= (n := z.shape[1]):
-        raise ValueError(f"model has {n} classes: {n - 1} wrong ones to ask for, not {rank}")
-    return z.scatter(1, task.y.clamp_min(0)[:, None], -math.inf).topk(rank, 1).indices[:, -1]
+    likely = wrong_classes(task)
+    if rank > (n := likely.shape[-1]):
+        raise ValueError(f"model has {n + 1} classes: {n} wrong ones to ask for, not {rank}")
+    return likely[..., rank - 1]
 
 def apgd_search(loss="ce", steps=50, target_rank=0):
     "Returns the search of `apgd` from a random start; with a rank, towards that wrong class."

@@ -10,7 +10,6 @@ __all__ = ['groups', 'name_of', 'CorruptedImages', 'test_images', 'scores', 'cal
 # %% ../nbs/15_benchmark.ipynb #e080454f
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 # %% ../nbs/15_benchmark.ipynb #75bdc68d
@@ -20,11 +19,10 @@ from .classifiers import check_takes, evaluating, logits, plain_net
 from .corruptions import (check_colour, corrupt, corruptions, extra,
                                                names, paper)
 from .labelled_images import load_images
-from .runs import (as_path, check_same, device_of, fingerprint,
-                                        proportion, read_json, replacing, summary, write_json)
+from .runs import as_path, device_of, fingerprint, proportion, summary
 from .sets import norms
 from .suite import self_check, suite_curve
-from .versions import cifar10_sample
+from .versions import Cache, cifar10_sample
 
 # %% ../nbs/15_benchmark.ipynb #d7979e89
 def name_of(entry):
@@ -40,42 +38,26 @@ class CorruptedImages:
         seed=0,      # of what is random in the corruptions
         folder=None, # that keeps the corrupted images; None: in memory
         device="cpu",# on which they are made
-        batch=2000,  # images at a time
     ):
         if x.dtype != torch.uint8: x = (255 * check_images(x)).round().byte()
         check_colour(x[:1].float() / 255)
         self.x, self.y, self.seed = x, check_labels(y, len(x)), check_seed(seed)
-        self.device, self.batch, self.known = device, check_count(batch, "batch"), {}
-        self.folder = folder and as_path(folder) / f"seed{seed}"
-        if self.folder:
-            note, made = self.folder / "made.json", dict(images=fingerprint(x), n=len(x))
-            if note.exists(): check_same(note, read_json(note), made)
-            else: write_json(note, made)
+        self.device, here = device, folder and as_path(folder) / f"seed{seed}"
+        self.cache = Cache(here, x, self.make)
 
     def __len__(self): return len(self.x)
 
-    def make(self, name, severity):
-        "Returns new corrupted images, (N, 3, H, W), uint8."
-        def some(i):
-            x, i = self.x[i].to(self.device).float() / 255, i.to(self.device)
-            done = corrupt(x, name, severity, self.seed, i, stored=True)
-            return (255 * done).round().byte().cpu()
-        return torch.cat([some(i) for i in torch.arange(len(self)).split(self.batch)])
+    def make(self, name, severity, idx):
+        "Returns new corrupted images, (B, 3, H, W) in [0, 1]."
+        x, idx = self.x[idx].to(self.device).float() / 255, idx.to(self.device)
+        return corrupt(x, name, severity, self.seed, idx, stored=True)
 
     def corrupted(self,
         name,     # of a corruption, an address, or a function
         severity, # 1 to 5
     ):
         "Returns the corrupted images, (N, 3, H, W), uint8."
-        if self.folder:
-            path = self.folder / f"{name_of(name).replace(':', '.')}-{severity}.npy"
-            if not path.exists():
-                with replacing(path) as new, open(new, "wb") as f:
-                    np.save(f, self.make(name, severity).numpy())
-            return torch.from_numpy(np.load(path))
-        if (name, severity) not in self.known:
-            self.known[name, severity] = self.make(name, severity)
-        return self.known[name, severity]
+        return self.cache.whole(name, severity)
 
     def fingerprint(self): return fingerprint(self.x, self.y, self.seed)
 
@@ -142,15 +124,16 @@ def encoding_norms(
     names=paper,# of corruptions
     severity=5, # of each
     batch=1000, # images at a time
+    n=None,     # of the first n images; None: of all
 ):
-    "Returns the norms of the encodings, {name: (N,)}."
+    "Returns the norms of the encodings, {name: (n,)}."
     device = device_of(S)
     def norm(a, b): return norms(S.encode(a.to(device).float() / 255,
                                           b.to(device).float() / 255), S.norm)
     def all_of(version):
-        parts = zip(images.x.split(batch), version.split(batch))
+        parts = zip(images.x[:n].split(batch), version[:n].split(batch))
         return torch.cat([norm(a, b) for a, b in parts]).cpu()
-    return {n: all_of(images.corrupted(n, severity)) for n in names}
+    return {k: all_of(images.corrupted(k, severity)) for k in names}
 
 def in_set(
     model,  # classifier, from images to logits

@@ -90,9 +90,11 @@ def full_batch(
 def full_group(
     S,   # a PerturbationSet
     x,   # images, (B, C, H, W)
-    n=1, # draws for each
+    n=1, # draws for each; None: adaptive, some more at a time
 ):
-    "Returns how many examples to work on together: some seconds of one core's work."
+    """Returns how many examples to work on together: some seconds of one core's work; if
+    adaptive so many that a few draws of those that are left fill a batch."""
+    if n is None: return max(1, full_batch(S, x) // 2)
     return min(500, max(1, 20_000_000 // (max(x[0].numel(), S.latent_dim) * n)))
 
 # %% ../nbs/12_certification.ipynb #951977bf
@@ -194,45 +196,29 @@ class Sampler:
             raise ValueError("the classifier returned NaN: no class can be counted")
         return counts[:, :-1]
 
-    def tally(self,
-        asked,  # what is counted, in numbers
-        pieces, # (rows, numbers of their draws (b, m)), one after the other
-        add,    # (table, rows, classes (b, m)): counts them
+    def count(self,
+        start,     # number of the first draw
+        n,         # draws of each example
+        rows=None, # positions of the examples, an array (b,); None: all
     ):
-        "Returns how often each example got each class, (B, classes, ...), an array."
-        table, done = self.past.recall([*asked, self.batch])
-        if table is not None:
-            table, self.n_classes = table.to(self.ids.device), table.shape[1] - 1
-        for i, (rows, numbers) in enumerate(pieces[done:], done + 1):
-            c = self.classes(select(self.cond, rows), self.ids[rows], numbers)
-            if table is None:
-                table = c.new_zeros(len(self.ids), self.n_classes + 1, *c.shape[2:])
-            add(table, rows, c)
+        "Returns how often each of them got each class, (b, classes, ...), an array."
+        device, b = self.ids.device, len(self.ids) if rows is None else len(rows)
+        together, each = max(1, self.batch // n), math.ceil(n / math.ceil(n / self.batch))
+        numbers = torch.arange(start, start + n, device=device).split(each)
+        groups = (slice(i, i + together) for i in range(0, b, together))
+        pieces = [(group, some) for group in groups for some in numbers]
+        where = None if rows is None else torch.as_tensor(rows, device=device)
+        table, done = self.past.recall([start, n, b, self.batch])
+        if table is not None: table, self.n_classes = table.to(device), table.shape[1] - 1
+        for i, (group, some) in enumerate(pieces[done:], done + 1):
+            at = group if where is None else where[group]
+            ids = self.ids[at]
+            c = self.classes(select(self.cond, at), ids, some.expand(len(ids), -1))
+            if table is None: table = c.new_zeros(b, self.n_classes + 1, *c.shape[2:])
+            table[group].scatter_add_(1, c, torch.ones_like(c))
             self.past.keep(table, i)
         self.past.finish(table, len(pieces))
         return self.counted(table)
-
-    def count(self,
-        start, # number of the first draw
-        n,     # draws of each example
-    ):
-        "Returns how often each example got each class, (B, classes, ...), an array."
-        together, each = max(1, self.batch // n), math.ceil(n / math.ceil(n / self.batch))
-        numbers = torch.arange(start, start + n, device=self.ids.device).split(each)
-        groups = [slice(i, i + together) for i in range(0, len(self.ids), together)]
-        pieces = [(g, some.expand(len(self.ids[g]), -1)) for g in groups for some in numbers]
-        def add(table, rows, c): table[rows].scatter_add_(1, c, torch.ones_like(c))
-        return self.tally((start, n), pieces, add)
-
-    def count_at(self,
-        rows,    # positions of examples, (M,)
-        numbers, # of a draw of each, (M,)
-    ):
-        "Returns how often each example got each class there, (B, classes), an array."
-        pieces = list(zip(rows.split(self.batch), numbers[:, None].split(self.batch)))
-        def add(table, rows, c):
-            table.index_put_((rows, c[:, 0]), torch.ones_like(c[:, 0]), accumulate=True)
-        return self.tally((len(rows),), pieces, add)
 
 # %% ../nbs/12_certification.ipynb #b8d1e2f3
 def fixed_bounds(sampler, n0, n, alpha, radius):
@@ -244,24 +230,21 @@ def fixed_bounds(sampler, n0, n, alpha, radius):
 # %% ../nbs/12_certification.ipynb #b5ed0fe9
 def adaptive_bounds(sampler, n0, n, alpha, radius):
     "Returns class, lower bound and draws for each example, arrays: stops once it is settled."
-    top, device = sampler.count(0, n0).argmax(1), sampler.ids.device
+    top = sampler.count(0, n0).argmax(1)
     p0, enough = special.ndtr(radius / sampler.sigma), math.log(2 / alpha)
     hopeless = lambda k, t: binomial_tail(k + n - t, n, p0) > alpha / 2  # if all else hits
-    t, k = np.zeros(len(top), dtype=int), np.zeros(len(top), dtype=int)
-    state = np.where(hopeless(k, t), -1, 0)                       # 1: certified, -1: given up
-    while len(left := np.flatnonzero(state == 0)):
-        left = left[np.argsort(t[left], kind="stable")]           # the fewest draws first
-        each = np.clip(t[left] // 8, 16, None).clip(max=n - t[left])  # whatever the others do
-        left = left[:max(1, np.searchsorted(each.cumsum(), max(1000, sampler.batch), "right"))]
-        each = each[:len(left)]
-        numbers = np.concatenate([n0 + t[i] + np.arange(m) for i, m in zip(left, each)])
-        points = torch.as_tensor(np.stack([np.repeat(left, each), numbers]), device=device)
-        t[left] += each; k[left] += sampler.count_at(*points)[left, top[left]]
-        now, failed = (k[left], t[left], p0), hopeless(k[left], t[left])
-        yes = (evidence(*now) >= enough) | (t[left] == n) & ~failed
+    (k, used), t = np.zeros((2, len(top)), dtype=int), 0
+    sure, left = np.zeros(len(top), dtype=bool), np.flatnonzero(~hopeless(k, t))
+    while len(left):
+        more = min(max(t // 8, 16), n - t)
+        k[left] += sampler.count(n0 + t, more, left)[np.arange(len(left)), top[left]]
+        used[left] = t = t + more
+        now, failed = (k[left], t, p0), hopeless(k[left], t)
+        yes = (evidence(*now) >= enough) | (t == n) & ~failed
         no = (evidence(*now, above=False) >= enough) | failed
-        state[left] = np.where(yes, 1, np.where(no, -1, 0))
-    return top, np.where(state == 1, p0, 0.), n0 + t
+        sure[left[yes]] = True
+        left = left[~(yes | no)]
+    return top, np.where(sure, p0, 0.), n0 + used
 
 # %% ../nbs/12_certification.ipynb #a2c6d7e7
 class Certificate(NamedTuple):
@@ -317,7 +300,7 @@ def certify(
         return dict(zip(Certificate._fields, map(torch.as_tensor, values)))
     asked = dict(n0=n0, draws=n, alpha=alpha, radius=radius, adaptive=adaptive)
     made = path and made_from(model, S, x, ids, **asked, **noise)
-    group = full_group(S, x, n0 + (min(n, 1000) if adaptive else n))
+    group = full_group(S, x, None if adaptive else n0 + n)
     title = "certifying" if progress else ""
     with evaluating(model), evaluating(S):
         rows = in_rows(work, len(x), path, made, group, title, begun=bool(path))

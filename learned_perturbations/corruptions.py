@@ -404,7 +404,9 @@ class CorruptionPairs(Pairs):
                              f"{len(self.corruptions)}")
         self.cache = self.held = None
         for name in self.corruptions: self.corrupted(name, torch.arange(1))  # usable?
-        if cache: self.cache = Cache(cache, x, self.corruptions, self.severity, self.corrupted)
+        if cache:
+            self.cache = Cache(cache, x, self.version)
+            self.cache.fill(self.corruptions, self.severity)
 
     def __len__(self): return len(self.x)
 
@@ -417,7 +419,7 @@ class CorruptionPairs(Pairs):
                                      dtype=torch.uint8)
             moved.held[-1] = moved.x
             for part, name in zip(moved.held, self.corruptions):
-                part.copy_(self.cache.whole(name))
+                part.copy_(self.cache.whole(name, self.severity))
         return moved
 
     def corrupted(self, name, idx, seed=0, epoch=0):
@@ -426,6 +428,10 @@ class CorruptionPairs(Pairs):
         x = self.x[idx].float() / 255
         return eight_bits(apply(x, name, self.severity, Noise(idx, seed, *stream)))
 
+    def version(self, name, severity, idx):
+        "Returns corrupted images for the files: `corrupted`, at the severity of these pairs."
+        return self.corrupted(name, idx)
+
     def draw(self, idx, which, seed, epoch):
         "Returns images by the corruption of that number; one more is the image itself."
         if self.held is not None: return self.held[which, idx].float() / 255
@@ -433,7 +439,7 @@ class CorruptionPairs(Pairs):
         for k, name in enumerate(self.corruptions):
             mine = (which == k).nonzero()[:, 0]
             if not len(mine): continue
-            if self.cache: out[mine] = self.cache.read(name, idx[mine])
+            if self.cache: out[mine] = self.cache.read(name, self.severity, idx[mine])
             else: out[mine] = self.corrupted(name, idx[mine], seed, epoch)
         return out
 

@@ -109,10 +109,12 @@ class CVAE(nn.Module):
         x,       # images, (B, C, H, W)
         x_tilde, # perturbed images, (B, C, H, W)
         noise,   # standard normal, (B, k): which code of the recognition distribution is taken
+        guide=None, # of a guided generator, (B, 3), in training: see training.guidance
     ):
         "Returns the reconstruction loss (B,), KL per dimension (B, k), reconstructed logits."
         mu, scale, q = self.encode(x, x_tilde)
-        logits = self.generator(self.generator.features(x), mu + scale * (q.m + q.s * noise))
+        code = self.generator.features(x), mu + scale * (q.m + q.s * noise)
+        logits = self.generator(*code) if guide is None else self.generator(*code, guide)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = likelihoods(self.likelihood, logits, x_tilde)
         if loss.shape != (len(x),):

@@ -246,9 +246,9 @@ def labelled(
     pad=0,         # black pixels to add on every side
     root="data",   # folder for "mnist"
     held_out=.1,   # share of the images that is held out, where there is no such part
-    size=None,     # (height, width) to resize to; None: as they are
-    channels=None, # 1: grey, 3: RGB; None: as they are
-    split_seed=0,  # of the choice which images of a file or folder are held out
+    size=None,     # (height, width) to resize to; None: all images have one size
+    channels=None, # 1: grey, 3: RGB; None: as the first image is
+    split_seed=0,  # of the choice which images of a file or folder these are
     many_classes=False, # allow more than 10,000?
 ):
     "Returns a data set by name. Raises ValueError if it is absent, or has too many classes."

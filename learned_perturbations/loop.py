@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Step', 'batch_positions', 'resident', 'ahead', 'shared_batches', 'save_checkpoint', 'load_checkpoint', 'Watch',
-           'Loop', 'fit']
+           'ready', 'Loop', 'fit']
 
 # %% ../nbs/reference/loop.ipynb #96c07213
 import json
@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import recursively_apply, reduce
+from accelerate.utils import broadcast, recursively_apply, reduce
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -125,14 +125,26 @@ class Watch:
     "Tells whether the losses are finite, some steps later, without making a device wait."
     def __init__(self, device, every=50):
         self.good = torch.ones((), dtype=torch.bool, device=device)
-        self.every, self.count, self.old, self.coming = every, 0, None, None
+        self.every, self.count, self.coming = every, 0, None
+        self.copied = torch.cuda.Event() if self.good.is_cuda else None
     def __call__(self, values):
         "Returns False once a loss of at most 2 · `every` steps ago was not finite."
         self.good &= values.detach().isfinite().all()
         self.count += 1
         if self.count % self.every: return True
-        self.old, self.coming = self.coming, self.good.to("cpu", copy=True, non_blocking=True)
-        return self.old is None or bool(self.old)
+        if self.copied: self.copied.synchronize()  # over since `every` steps, as a rule
+        old, self.coming = self.coming, self.good.to("cpu", copy=True, non_blocking=True)
+        if self.copied: self.copied.record()
+        return old is None or bool(old)
+
+# %% ../nbs/reference/loop.ipynb #34f1f104
+def ready(
+    net, # module to train
+    r,   # a recipe
+):
+    "Returns the module on the device, in the recipe's memory layout, in training mode."
+    if r.channels_last: net.to(memory_format=torch.channels_last)
+    return net.to(processes().device).train()
 
 # %% ../nbs/reference/loop.ipynb #45565981
 class Loop:
@@ -152,8 +164,7 @@ class Loop:
         self.device, self.several = self.state.device, self.state.num_processes > 1
         if self.several and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        if r.channels_last: net.to(memory_format=torch.channels_last)
-        self.net, self.parts = net.to(self.device).train(), r.accumulate
+        self.net, self.parts = ready(net, r), r.accumulate
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=0., fused=True,
                                            weight_decay=r.weight_decay)
         self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(r.ema),
@@ -185,15 +196,23 @@ class Loop:
         "Waits for the last checkpoint; raises what its writing raised."
         if self.writing: self.writing.result()
 
+    def due(self):
+        "Returns whether a checkpoint within the epoch is due, by the first process's clock."
+        if self.place["count"] % 100: return False
+        late = time.time() - self.saved > self.save_after
+        if not self.several: return late
+        return broadcast(torch.tensor(float(late), device=self.device)).item() > 0
+
     def save(self):
-        "Has a thread write a copy of the state."
+        "Has a thread write a copy of the state; of several processes, the first one's does."
         self.saved = now = time.time()
         self.place["seconds"] += now - self.begun
-        self.begun = now
+        self.begun, place = now, dict(self.place)
+        if self.several: place["sums"] = reduce(place["sums"], "mean")
         if not self.state.is_main_process: return
         self.written()
         state = dict(model=self.net.state_dict(), optimizer=self.optimizer.state_dict(),
-                     average=self.average and self.average.state_dict(), place=self.place,
+                     average=self.average and self.average.state_dict(), place=place,
                      good=self.watch.good & self.finite())
         state = recursively_apply(lambda t: t.detach().clone(), state)
         self.writing = self.pool.submit(save_checkpoint, self.path,
@@ -318,9 +337,7 @@ def fit(
                     if not loop.step(loss, *share):
                         loop.not_finite("the loss is no longer finite", loop.place["count"])
                     bar.update()
-                    by_time = (loop.place["count"] % 100 == 0 and repeats == 1
-                               and time.time() - loop.saved > loop.save_after)
-                    if by_time: loop.save()
+                    if repeats == 1 and loop.due(): loop.save()
                 loop.end_epoch()
                 bar.set_postfix({k: f"{v:.4g}" for k, v in loop.place["history"][-1].items()})
     finally: loop.pool.shutdown()

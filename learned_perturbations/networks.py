@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['published', 'names', 'heads', 'FCEncoder', 'FCGenerator', 'mnist_fc', 'ConvEncoder', 'ConvGenerator', 'mnist_conv',
-           'NarrowConv2d', 'ReflectBlock', 'STNEncoder', 'Localization', 'STNGenerator', 'mnist_stn', 'BoundedLogvar',
-           'ResidualBlock', 'residual_trunk', 'ResidualEncoder', 'ResidualGenerator', 'cifar10_rectangle',
-           'double_conv', 'Down', 'Up', 'UNetEncoder', 'UNetGenerator', 'mi_unet', 'rename', 'stack_localizations',
-           'pool_size', 'published_config', 'numpy_scalar', 'load_published']
+           'NarrowConv2d', 'ReflectBlock', 'STNEncoder', 'near_identity', 'Localization', 'begin_as_sum', 'one_copy',
+           'STNGenerator', 'mnist_stn', 'BoundedLogvar', 'ResidualBlock', 'residual_trunk', 'ResidualEncoder',
+           'ResidualGenerator', 'cifar10_rectangle', 'double_conv', 'Down', 'Up', 'UNetEncoder', 'UNetGenerator',
+           'mi_unet', 'rename', 'stack_localizations', 'pool_size', 'published_config', 'numpy_scalar',
+           'load_published']
 
 # %% ../nbs/05_networks.ipynb #d39d5f29
 import math
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../nbs/05_networks.ipynb #ab632502
-from .checks import check_choice
+from .checks import check_choice, check_number
 from .cvae import CVAE, build, networks
 from .runs import fill, mixed
 from .sets import finite_maps, sampling_grid
@@ -97,10 +98,10 @@ def mnist_conv(shape):
 
 # %% ../nbs/05_networks.ipynb #4cd75cf8
 class NarrowConv2d(nn.Conv2d):
-    "A convolution between few channels; in evaluation, three outputs are computed at once."
+    "A convolution between few channels; off CUDA, three outputs are computed at once."
     def forward(self, x, n=3):
         width = x.shape[-1] - self.kernel_size[1] + 1
-        if self.training or x.is_cuda or width % n: return super().forward(x)
+        if x.is_cuda or width % n: return super().forward(x)
         shifted = torch.cat([F.pad(self.weight, (i, n - 1 - i)) for i in range(n)])
         h = F.conv2d(x, shifted, self.bias.repeat(n), stride=(1, n))
         return h.permute(0, 2, 3, 1).unflatten(3, (n, -1)).flatten(2, 3).permute(0, 3, 1, 2)
@@ -128,14 +129,24 @@ class STNEncoder(nn.Module):
         h = self.block(x).flatten(1)
         return self.mean(h), self.logvar(h)
 
+# %% ../nbs/05_networks.ipynb #a5e0c001
+def near_identity(
+    maps,  # affine maps, (…, 6)
+    bound, # how far a number of theirs may be from that of the identity
+):
+    "Returns the maps, bent smoothly to within `bound` of the identity in every number."
+    one = maps.new_tensor([1., 0, 0, 0, 1, 0])
+    return one + bound * ((maps - one) / bound).tanh()
+
 # %% ../nbs/05_networks.ipynb #1f1c73d6
 class Localization(nn.Module):
-    "n localisation networks side by side: maps (B, size²) -> affine matrices (B, n, 2, 3)."
-    def __init__(self, n=5, inputs=42 * 42, hidden=(512, 128)):
+    """n localisation networks side by side: maps (B, size²) -> affine matrices (B, n, 2, 3),
+    within `bound` of the identity."""
+    def __init__(self, n=5, inputs=42 * 42, hidden=(512, 128), bound=None):
         super().__init__()
-        self.n, self.first = n, nn.Linear(inputs, n * hidden[0])
-        bound = hidden[0] ** -.5
-        random = lambda *size: nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+        self.n, self.bound, self.first = n, bound, nn.Linear(inputs, n * hidden[0])
+        most = hidden[0] ** -.5
+        random = lambda *size: nn.Parameter(torch.empty(size).uniform_(-most, most))
         self.weight, self.bias = random(n, *hidden), random(n, 1, hidden[1])
         self.affine = nn.Parameter(torch.zeros(n, hidden[1], 6))
         self.identity = nn.Parameter(torch.tensor([1., 0, 0, 0, 1, 0]).repeat(n, 1, 1))
@@ -143,18 +154,44 @@ class Localization(nn.Module):
         h = self.first(t).relu().unflatten(1, (self.n, -1)).transpose(0, 1)
         h = torch.baddbmm(self.bias.to(h.dtype), h, self.weight.to(h.dtype)).relu()
         h = torch.baddbmm(self.identity.to(h.dtype), h, self.affine.to(h.dtype))
+        if self.bound: h = near_identity(h, self.bound)
         return h.transpose(0, 1).unflatten(2, (2, 3))
+
+# %% ../nbs/05_networks.ipynb #a5e0c002
+@torch.no_grad()
+def begin_as_sum(block, conv):
+    "Lets a blend begin as the sum of its normalised channels, a little disturbed."
+    for c in (block.conv1, block.conv2):
+        noise = .02 * torch.randn_like(c.weight)
+        nn.init.dirac_(c.weight).add_(noise)
+        nn.init.zeros_(c.bias)
+    conv.weight.mul_(.1)[:, :, 2, 2] += 1
+    nn.init.constant_(conv.bias, -3.)  # a digit is mostly black
+
+def one_copy(
+    copies, # n warped copies of each image, (B, n, H, W)
+    share,  # of the images that shall show one only, (B,)
+    first,  # a uniform number of each image that decides whether it does, (B,)
+    second, # and one that decides which, (B,)
+):
+    "Returns the copies; of some images one of them, n times over."
+    n = copies.shape[1]
+    one, which = (first < share)[:, None], (n * second[:, None]).long()
+    order = torch.where(one, which, torch.arange(n, device=copies.device))
+    return copies.gather(1, order[..., None, None].expand_as(copies))
 
 # %% ../nbs/05_networks.ipynb #fc3d17c0
 class STNGenerator(nn.Module):
     "Generator of n warped copies of the image and a convolutional blend."
-    def __init__(self, size=42, k=128, n=5, folded=False):
+    def __init__(self, size=42, k=128, n=5, folded=False, alone=0.):
         super().__init__()
         self.fc = nn.Identity() if folded else nn.Linear(k, size**2)
-        self.localization = Localization(n, k if folded else size**2)
+        self.alone, self.guided = alone, alone > 0
+        self.localization = Localization(n, k if folded else size**2, bound=alone and 1.)
         self.block, self.conv = ReflectBlock(n), NarrowConv2d(n, 1, 5)
+        if alone: begin_as_sum(self.block, self.conv)
     def features(self, x): return x
-    def forward(self, x, z):
+    def forward(self, x, z, guide=None):
         first = self.localization.first.weight
         h, w = x.shape[-2:]
         with mixed("float32", x.device):  # 16 bits do not say which pixel
@@ -163,6 +200,9 @@ class STNGenerator(nn.Module):
         x = x.to(grid.dtype)
         warped = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
         warped = warped.to(first.dtype).unflatten(2, (-1, h)).squeeze(1)
+        if guide is not None:
+            progress, *chance = guide.unbind(1)
+            warped = one_copy(warped, 1 - progress / self.alone, *chance)
         return self.conv(F.pad(self.block(warped), (2,) * 4, "reflect"))
 
     @torch.no_grad()
@@ -181,9 +221,12 @@ def mnist_stn(
     shape, # of one image: (1, 42, 42)
     *,
     folded=False, # with the generator's two first dense layers multiplied into one
+    alone=0.,     # share of training in which each warp also does alone; 0: as published
 ):
     "Returns the spatial-transformer CVAE of the paper, for images padded to 42×42."
-    return CVAE(STNEncoder(1), STNEncoder(2), STNGenerator(folded=folded), 128, (1, 42, 42))
+    alone = check_number(alone, "alone", high=1., within=False)
+    generator = STNGenerator(folded=folded, alone=alone)
+    return CVAE(STNEncoder(1), STNEncoder(2), generator, 128, (1, 42, 42))
 
 # %% ../nbs/05_networks.ipynb #4a0ca488
 class BoundedLogvar(nn.Module):

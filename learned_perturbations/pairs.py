@@ -17,6 +17,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from fastcore.meta import delegates
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -408,60 +409,43 @@ def with_names(
     pairs.names, pairs.classes = found.names, found.classes
     return pairs
 
+@delegates(labelled)
 def images(
-    split, # "train", "val" or "test"
-    *,
-    data="digits", # "digits", "mnist" (all of it), an .npz file, or a folder with CLASS/NAME.*
-    root="data",   # folder of "mnist"
-    pad=0,         # black pixels to add on every side
-    size=None,     # (height, width) to resize to; None: all images have one size
-    channels=None, # 1: grey, 3: RGB; None: as the first image is
-    held_out=.1,   # share of the images that is held out, where there is no such part
-    split_seed=0,  # of the choice which images of a file or folder these are
-    many_classes=False, # allow more than 10,000?
+    split,    # "train", "val" or "test"
+    **kwargs, # which images, and how: options of labelled
 ):
     "Labelled images as they are: x̃ = x."
-    how = held_out, size, channels, split_seed, many_classes
-    found = labelled(data, split, pad, root, *how)
+    found = labelled(split=split, **kwargs)
     return with_names(CleanPairs(found.x, found.y), found)
 
 # %% ../nbs/02_pairs.ipynb #18e6d93d
+@delegates(labelled, but=["many_classes"])
 def linf(
     split, # "train", "val" or "test"; fixed versions are for training only
     *,
-    data="digits", # "digits", "mnist" (all of it), an .npz file, or a folder with CLASS/NAME.*
-    root="data",   # folder of "mnist"
-    pad=0,         # black pixels to add on every side
-    size=None,     # (height, width) to resize to; None: all images have one size
-    channels=None, # 1: grey, 3: RGB; None: as the first image is
-    held_out=.1,   # share of the images that is held out, where there is no such part
-    split_seed=0,  # of the choice which images of a file or folder these are
-    epsilon=.3,    # largest change of a pixel
-    fixed=0,       # perturbed versions of each image, drawn once; 0: new ones each time
+    epsilon=.3, # largest change of a pixel
+    fixed=0,    # perturbed versions of each image, drawn once; 0: new ones each time
+    **kwargs,   # which images, and how: options of labelled
 ):
     "Labelled images with uniform noise in every pixel."
-    found = labelled(data, split, pad, root, held_out, size, channels, split_seed, True)
+    found = labelled(split=split, many_classes=True, **kwargs)
     S, fixed = LinfSet(found.x.shape[1:], epsilon), fixed if split == "train" else 0
     return with_names(KnownPairs(found.x, S, fixed or None, found.y), found)
 
 # %% ../nbs/02_pairs.ipynb #4dd9a1e8
+@delegates(labelled, but=["many_classes"])
 def rts(
     split, # "train", "val" or "test"; fixed versions are for training only
     *,
-    data="digits",  # "digits", "mnist" (all of it), an .npz file, a folder with CLASS/NAME.*
-    root="data",    # folder of "mnist"
-    pad=7,          # black pixels to add on every side
-    size=None,      # (height, width) to resize to; None: all images have one size
-    channels=None,  # 1: grey, 3: RGB; None: as the first image is
-    held_out=.1,    # share of the images that is held out, where there is no such part
-    split_seed=0,   # of the choice which images of a file or folder these are
     angle=45.,      # largest rotation, degrees
     scale=(.7, 1.3),# smallest and largest scale
     shift=7.,       # largest translation, pixels
+    pad=7,          # black pixels to add on every side
     fixed=0,        # perturbed versions of each image, drawn once; 0: new ones each time
+    **kwargs,       # which images, and how: other options of labelled
 ):
     "Labelled images rotated, translated and scaled."
-    found = labelled(data, split, pad, root, held_out, size, channels, split_seed, True)
+    found = labelled(split=split, pad=pad, many_classes=True, **kwargs)
     S, fixed = RTSSet(angle, tuple(scale), shift), fixed if split == "train" else 0
     return with_names(KnownPairs(found.x, S, fixed or None, found.y), found)
 

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 # %% ../nbs/11_robust_training.ipynb #d50911f9
-from . import auto
+from . import auto, draws
 from .attacks import cross_entropy, labelled_mean
 from .checks import (check_choice, check_count, check_images,
                                           check_labels, check_number, check_set)
@@ -61,10 +61,12 @@ class Hardening:
         steps=7,         # of the inner search; uses of a batch for free
         sigma=1.,        # of the noise in u, for gaussian
         weight=6.,       # λ of trades and gaussian
+        sigma_x=0.,      # of noise on the pixels too, for gaussian
     ):
         self.S, self.radius = S, (
             (S.radius if S is not None else 0.) if radius is None else radius)
-        self.ramp, self.steps, self.sigma, self.weight = schedule(ramp), steps, sigma, weight
+        self.ramp, self.steps, self.weight = schedule(ramp), steps, weight
+        self.sigma, self.sigma_x = sigma, sigma_x
         self.held, self.epoch = None, None
 
     def now(self, step):
@@ -140,6 +142,9 @@ def gaussian(h, net, x, x_tilde, y, step):
     u = h.S.sample(step.ids, 2, "gaussian", sigma=h.sigma, seed=step.seed,
                    stream=("smoothed training", step.epoch))
     with torch.no_grad(): images = h.S.perturb(h.S.condition(x), u)
+    if h.sigma_x:
+        noise = draws.normal(step.ids, images.shape[1:], step.seed, "pixels", step.epoch)
+        images = images + h.sigma_x * noise.to(images)
     z = logits(net, images.flatten(0, 1)).unflatten(0, (-1, 2))
     mean = z.softmax(2).mean(1)
     values = [cross_entropy(z[:, i], y) + h.weight * divergence(z[:, i], mean, y)
@@ -164,9 +169,11 @@ class HardenRecipe(Training):
     ramp: str = "0:0.1 0.4:1 1:1" # share of the radius in use over the training
     steps: int = 7              # of the inner search; uses of each batch for free
     sigma: float = 1.           # standard deviation of the noise in u, for gaussian
+    sigma_x: float = 0.         # standard deviation of noise on the pixels too, for gaussian
     weight: float = 6.          # λ of trades and gaussian
     classifier: str = "digits"  # a name of classifiers, or package.module:function
     classifier_options: dict = field(default_factory=dict) # of that classifier
+    begin: str = ""             # a classifier whose weights it starts with: shipped, or a folder
     epochs: float = 4           # passes over the training images
     lr: str = "0:1e-4 0.3:2e-3 1:0" # learning rate of Adam, "progress:value ..." from 0 to 1
 
@@ -183,6 +190,7 @@ _cifar = HardenRecipe(
     S="cifar10-corruptions", classifier="resnet8", batch_size=512, epochs=40, ema=.99,
     lr="0:0 0.1:4e-3 1:0", weight_decay=.05, steps=3)
 _large = dict(epochs=24, batch_size=1024)
+_short = dict(epochs=3, batch_size=256, lr="0:0 0.1:2e-3 1:0")
 _on_cifar = dict(clean={}, pairs={}, augment=_large, gaussian=_large,
                  adversarial=dict(_large, radius=9.876))  # half of the encodings
 harden_recipes = known(
@@ -190,6 +198,10 @@ harden_recipes = known(
       for m, changes in _methods.items()),
     *(replace(_cifar, name=f"cifar10-{m}", method=m, **changes)
       for m, changes in _on_cifar.items()),
+    replace(_cifar, name="cifar10-both", method="gaussian", sigma=4., sigma_x=.5,
+            begin="cifar10-gaussian", **_short),
+    replace(_cifar, name="cifar10-near", method="adversarial", radius=2.,
+            begin="cifar10-clean", **_short),
     replace(_demo, name="demo-clean", method="clean"),
     replace(_demo, name="demo-gaussian", method="gaussian"),
     replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),
@@ -210,14 +222,17 @@ def check_harden_recipe(r):
     "Returns a recipe with plain numbers. Raises TypeError or ValueError if a field is wrong."
     losses[r.method], classifiers.check(r.classifier, r.classifier_options)
     if r.source != "given": sources.check(r.source, r.source_options)
+    if r.sigma_x and r.method in set(losses) - {"gaussian"}:
+        raise ValueError(f"sigma_x is noise for method gaussian; method is {r.method}")
     if min(map(schedule(r.ramp), np.linspace(0, 1, 101))) <= 0:
         raise ValueError("ramp must stay above 0: a ball of radius 0 has no points to learn "
                          f"from; got {r.ramp!r}")
     numbers = dict(radius=check_number(r.radius, "radius", within=False),
                    sigma=check_number(r.sigma, "sigma"),
+                   sigma_x=check_number(r.sigma_x, "sigma_x", within=False),
                    weight=check_number(r.weight, "weight", within=False),
                    steps=check_count(r.steps, "steps"))
-    return replace(check_training(r), S=str(r.S), **numbers)
+    return replace(check_training(r), S=str(r.S), begin=str(r.begin), **numbers)
 
 # %% ../nbs/11_robust_training.ipynb #8f3b3c49
 @contextmanager
@@ -343,7 +358,10 @@ def harden(
     """Returns a recipe's trained classifier, saved in `folder/name`. A finished run is loaded,
     an interrupted one goes on; one made otherwise is an error that says what differs."""
     asked, S, data = set_and_data(get_harden_recipe(recipe, **changed), S, data)
+    if net is not None and asked.begin:
+        raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     made = dict(asdict(asked), data=fingerprint(data),
+                begin=asked.begin and fingerprint(load_classifier(asked.begin)),
                 net=fingerprint(plain_net(net)) if net is not None else None,
                 S=fingerprint(S, S.radius) if S is not None else None)
     with alone(Path(folder) / asked.name):
@@ -362,7 +380,7 @@ def harden(
         home = device_of(S)
         if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
         h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
-                      asked.weight)
+                      asked.weight, asked.sigma_x)
         with frozen(S), evaluating(S):
             r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
             r = HardenRecipe(**r)
@@ -396,10 +414,11 @@ def check_own(
 
 # %% ../nbs/11_robust_training.ipynb #20f57e8d
 def new_classifier(r, shape, classes):
-    "Returns the untrained classifier of a recipe."
+    "Returns the classifier of a recipe as its training starts."
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
-        return build_classifier(r.classifier, shape, classes, **r.classifier_options)
+        net = build_classifier(r.classifier, shape, classes, **r.classifier_options)
+    return fill(net, load_classifier(r.begin).state_dict(), r.begin) if r.begin else net
 
 # %% ../nbs/11_robust_training.ipynb #f5158a7a
 def save_hardened(net, here, own, results):

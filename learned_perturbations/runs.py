@@ -363,9 +363,11 @@ def check_same(
     new,  # what this run is made from
 ):
     """Raises ValueError, with what has changed, if the two are not the same: another run's
-    work is never taken for this one's."""
+    work is never taken for this one's. What one of them does not know must be off (0, empty)
+    in the other."""
     new = json.loads(json.dumps(new, default=plain))
-    if changed := sorted(k for k in {*new, *old} if new.get(k) != old.get(k)):
+    def differ(k): return old[k] != new[k] if k in old and k in new else old.get(k) or new.get(k)
+    if changed := sorted(k for k in {*new, *old} if differ(k)):
         what = ", ".join(f"{k} was {old.get(k)} and is now {new.get(k)}" for k in changed)
         raise ValueError(f"{path} was made with other settings ({what}). "
                          "Remove it to start again, or choose another name or folder")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['suite_starts', 'momentum_ascend', 'moving', 'edge', 'at_once', 'towards', 'worst_of', 'sampled', 'from_random',
-           'targeted', 'transferred', 'search_from', 'judged', 'search_round', 'SuiteAttack', 'tolerance',
+           'transferred', 'wanted', 'search_from', 'judged', 'search_round', 'SuiteAttack', 'tolerance',
            'has_converged', 'attack_suite', 'share_left', 'go_on', 'robust_mask', 'suite_curve', 'Smallest',
            'smallest_radius', 'robust_accuracy', 'SelfCheck', 'along_path', 'rising', 'more_starts', 'measure',
            'answers', 'verdict', 'self_check']
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/10_suite.ipynb #1b3f73ab
 from . import draws
-from .attacks import (Attack, likely_class, margin, pgd, prepare,
+from .attacks import (Attack, margin, pgd, prepare, wrong_classes,
                                            random_walk,
                                            value_and_gradient, worse)
 from .checks import (check_count, check_ids, check_images, check_number,
@@ -95,37 +95,44 @@ def worst_of(
     return points[torch.arange(len(points), device=points.device), at]
 
 # %% ../nbs/10_suite.ipynb #d490c369
-def sampled(task, s, bank, target=None, n=64):
-    "Returns the worst of n points of the boundary, what it shall reach, and the first step."
-    target = torch.full_like(task.y, -1) if target is None else target
-    return worst_of(task, edge(task, n, "sampled", s), target), target, .1
+def sampled(task, s, bank, target, n=64):
+    "Returns the worst of n points of the boundary, and the length of the first step."
+    return worst_of(task, edge(task, n, "sampled", s), target), .1
 
-def from_random(task, s, bank):
-    "Returns a random point of the boundary, what it shall reach, and the first step."
-    return edge(task, 1, "random", s)[:, 0], torch.full_like(task.y, -1), 1.
-
-def targeted(task, s, bank):
-    "Returns `sampled` for one of the likeliest wrong classes."
-    classes = task.scores(task.S.perturb(task.cond, task.centre())[:1]).shape[1]
-    return sampled(task, s, bank, likely_class(task, 1 + s // 4 % min(classes - 1, 4)))
+def from_random(task, s, bank, target):
+    "Returns a random point of the boundary, and the length of the first step."
+    return edge(task, 1, "random", s)[:, 0], 1.
 
 # %% ../nbs/10_suite.ipynb #ac03fac6
 def transferred(
     task, # a Task: the examples that stand
     s,    # number of the start
     bank, # what felled others: numbers of their examples, (F,), and their points, in radii
-    n=64, # of them that are tried
+    target,# classes to reach, as y; negative: any wrong one
+    n=64, # points that are tried
 ):
-    "Returns the worst of points that felled others, what it shall reach, and the first step."
+    "Returns the worst of points that felled others, and the length of the first step."
     ids, u = bank
-    if not len(ids): return sampled(task, s, bank)
+    if not len(ids): return sampled(task, s, bank, target)
     some = u[draws.row_bits(ids, task.seed, ("transferred", s)).argsort()[:n]]
-    target = torch.full_like(task.y, -1)
-    return worst_of(task, task.radius[:, None, None] * some, target), target, .1
+    return worst_of(task, task.radius[:, None, None] * some, target), .1
 
 # %% ../nbs/10_suite.ipynb #4bd0e6bb
-suite_starts = (sampled, transferred, targeted, transferred, from_random, transferred,
-                targeted, sampled)
+suite_starts = ((sampled, False), (transferred, False), (sampled, True), (transferred, True),
+                (from_random, False), (sampled, True), (transferred, True), (sampled, True))
+
+def wanted(
+    task,   # a Task
+    s,      # number of the start
+    most=9, # wrong classes that are asked for
+):
+    """Returns the classes that a start shall reach, as y: the likeliest wrong ones in turn, or
+    any, which is negative."""
+    aimed = [aim for _, aim in suite_starts]
+    whole, part = divmod(s, len(aimed))
+    if not aimed[part]: return torch.full_like(task.y, -1)
+    turn, likely = whole * sum(aimed) + sum(aimed[:part]), wrong_classes(task)
+    return likely[..., turn % min(likely.shape[-1], most)]
 
 def search_from(
     task,  # a Task: the examples that stand
@@ -134,9 +141,11 @@ def search_from(
     steps, # gradient steps
 ):
     "Returns where the searches from these starts end, (starts · B, k), start by start."
-    made = [suite_starts[s % len(suite_starts)](task, s, bank) for s in starts]
-    u, target = (torch.cat([m[i] for m in made]) for i in range(2))
-    length = torch.cat([task.radius.new_full((len(task),), m[2]) for m in made])
+    targets = [wanted(task, s) for s in starts]
+    made = [suite_starts[s % len(suite_starts)][0](task, s, bank, target)
+            for s, target in zip(starts, targets)]
+    u, target = torch.cat([u for u, _ in made]), torch.cat(targets)
+    length = torch.cat([task.radius.new_full((len(task),), step) for _, step in made])
     many = task.rows(torch.arange(len(task), device=u.device).repeat(len(starts)))
     return momentum_ascend(many, many.objective(towards, target), u, steps, length=length)
 

@@ -61,48 +61,65 @@ def cifar10_c(
 
 # %% ../nbs/reference/versions.ipynb #b74fa049
 class Cache:
-    "Versions of images, 8 bits, in files that are made once: `cache.read(name, idx)`."
+    "Versions of images, 8 bits, each made once: in blocks that are files, or in memory."
     def __init__(self,
-        folder,     # where the files go
+        folder,     # where the files go; None: in memory
         x,          # images, (N, C, H, W), uint8
-        names,      # of the versions: words, or functions
-        severity,   # of all of them
-        make,       # (name, numbers of images (B,)) -> versions (B, C, H, W) in [0, 1]
-        block=1000, # images in a file
+        make,       # (word or function, severity, numbers (B,)) -> versions (B, ...) in [0, 1]
+        block=1000, # images that are made at a time, in a file
     ):
-        self.folder, self.block, self.severity = check_folder(folder), block, severity
-        self.opened, note = {}, self.folder / "made.json"
+        self.folder, self.make, self.block = folder and check_folder(folder), make, block
+        self.blocks, self.known = torch.arange(len(x)).split(block), {}
+        if not folder: return
+        note = self.folder / "made.json"
         made = dict(images=fingerprint(x), n=len(x), block=block)
         if note.exists(): check_same(note, read_json(note), made)
         else: write_json(note, made)
-        blocks = list(enumerate(torch.arange(len(x)).split(block)))
-        jobs = [(n, *b) for n in names for b in blocks if not self.path(n, b[0]).exists()]
+
+    def path(self, name, severity, i):
+        "Returns the file of a block."
+        if not isinstance(name, str) and not hasattr(name, "__qualname__"):
+            raise TypeError(f"a version in a file must be a word or a module's function, got {name!r}")
+        word = name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}"
+        return self.folder / f"{word.replace(':', '.')}-{severity}" / f"{i:05d}.npy"
+
+    def new(self, name, severity, i):
+        "Returns a block of new versions, uint8."
+        return (255 * self.make(name, severity, self.blocks[i])).round().byte().cpu()
+
+    def file(self, name, severity, i):
+        "Returns the file of a block, made now if it is not there yet."
+        path = self.path(name, severity, i)
+        if not path.exists():
+            with replacing(path) as new, open(new, "wb") as f:
+                np.save(f, self.new(name, severity, i).numpy())
+        return path
+
+    def fill(self, names, severity):
+        "Makes all files that are not there yet; several processes share the work."
+        jobs = [(name, severity, i) for name in names for i in range(len(self.blocks))
+                if not self.path(name, severity, i).exists()]
         state = processes()
         mine = jobs[state.process_index::state.num_processes]
         quiet = not mine or not state.is_main_process
-        for name, i, ids in tqdm(mine, "versions", unit="file", disable=quiet):
-            done = (255 * make(name, ids)).round().byte().numpy()
-            with replacing(self.path(name, i)) as path, open(path, "wb") as f: np.save(f, done)
+        for job in tqdm(mine, "versions", unit="file", disable=quiet): self.file(*job)
         state.wait_for_everyone()
 
-    def path(self, name, number):
-        "Returns the file of a block."
-        word = name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}"
-        return self.folder / f"{word.replace(':', '.')}-{self.severity}" / f"{number:05d}.npy"
-
-    def read(self, name, idx):
-        "Returns the versions of some images, (B, C, H, W) in [0, 1]."
+    def read(self, name, severity, idx):
+        "Returns the versions of some images out of files, (B, C, H, W) in [0, 1]."
         def row(i):
-            key = name, i // self.block
-            if key not in self.opened:
-                self.opened[key] = np.load(self.path(*key), mmap_mode="r")
-            return self.opened[key][i % self.block]
+            key = name, severity, i // self.block
+            if key not in self.known: self.known[key] = np.load(self.file(*key), mmap_mode="r")
+            return self.known[key][i % self.block]
         return torch.from_numpy(np.stack([row(i) for i in idx.tolist()])).float() / 255
 
-    def whole(self, name):
+    def whole(self, name, severity):
         "Returns all versions by a name, uint8 (N, C, H, W)."
-        files = sorted(self.path(name, 0).parent.glob("*.npy"))
-        return torch.from_numpy(np.concatenate([np.load(f) for f in files]))
+        key, n = (name, severity), range(len(self.blocks))
+        if self.folder:
+            return torch.from_numpy(np.concatenate([np.load(self.file(*key, i)) for i in n]))
+        if key not in self.known: self.known[key] = torch.cat([self.new(*key, i) for i in n])
+        return self.known[key]
 
 # %% ../nbs/reference/versions.ipynb #e2270406
 def crop_and_flip(

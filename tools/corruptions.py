@@ -56,6 +56,7 @@ def arguments():
     p.add_argument("--calibration", type=int, default=5000, help="images, held out from training")
     p.add_argument("--draws", type=int, default=10_000, help="of a fixed certificate; an adaptive one: ten times as many at most")
     p.add_argument("--joint", nargs="*", default=["0.5:0.25", "0.9:0.25", "0.9:0.5"], help="SHARE:SIGMA_X: noise for the radius that holds this share of encodings, and on pixels")
+    p.add_argument("--predicted", type=int, default=0, help="images for the smoothed answer on every corruption; 0: as --searched")
     p.add_argument("--sigmas", nargs="*", type=float, default=[.5, 1., 2.], help="noise in u of the certificates")
     p.add_argument("--precision", default="auto", help="of the certified classifier")
     p.add_argument("--chunk", type=int, default=2000, help="images at a time")
@@ -87,7 +88,7 @@ class Setup:
         seen = options.get("names", paper)
         self.seen = tuple(seen.split(",") if isinstance(seen, str) else seen)  # the corruptions the set was trained on
         n = min(a.images, len(x))
-        self.test = CorruptedImages(x[:n], y[:n], seed, Path(a.work) / f"test-{n}", a.device, a.chunk)
+        self.test = CorruptedImages(x[:n], y[:n], seed, Path(a.work) / f"test-{n}", a.device)
         self.x, self.y = x[:n], y[:n]
     def made_of(self, **more):
         "What a results file is made from."
@@ -207,9 +208,9 @@ def one_each(images, idx, group):
 def promise(c, miss=.1):
     "The conformal promise: a real corrupted image lies within τ of the set, with a stated probability."
     a, n = c.a, min(c.a.calibration, len(c.held_out[0]))
-    held_out = CorruptedImages(*(t[:n] for t in c.held_out), seed + 1, Path(a.work) / f"held-out-{n}", a.device, a.chunk)
+    held_out = CorruptedImages(*(t[:n] for t in c.held_out), seed + 1, Path(a.work) / f"held-out-{n}", a.device)
     k = min(max(n // 5, 100), len(c.train[0]))
-    separate = CorruptedImages(*(t[:k] for t in c.train), seed + 2, Path(a.work) / f"separate-{k}", a.device, a.chunk)
+    separate = CorruptedImages(*(t[:k] for t in c.train), seed + 2, Path(a.work) / f"separate-{k}", a.device)
     together = f"all {len(c.seen)}"
     def errors(images, x_tilde): return encoded(c, images.x, x_tilde)
     def score(images, x_tilde, tau, steps): return torch.cat([ray_norm(c.S, p, q, tau, steps=steps).cpu() for p, q in c.chunks(images.x, x_tilde)])
@@ -273,11 +274,10 @@ def one_benchmark(c, folder):
 
 # ---- d: certificates ----------------------------------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
 def noise(c, share):
     "Returns the radius that holds this share of the encodings of the first 1,000 images, and the noise that certifies it at most with 10,000 draws."
     if not hasattr(c, "norms"):
-        c.norms = torch.cat([norms(c.S.encode(p, q)).cpu() for n in c.seen for p, q in c.chunks(c.x[:1000], c.test.corrupted(n, 5)[:1000])])
+        c.norms = torch.cat([*encoding_norms(c.S, c.test, c.seen, n=1000).values()])
     radius = c.norms.quantile(share).item()
     return radius, noise_for_radius(radius, 10_000)
 
@@ -287,23 +287,24 @@ def certificates(c):
     folder = c.first(a.smooth, "gaussian", "augment")
     net = c.classifier(folder)
     x, y = c.floats(c.x[:m]), c.y[:m]
-    how = dict(seed=seed, precision=a.precision)
+    how, predicted = dict(seed=seed, precision=a.precision), min(a.predicted or m, m)
+    def kept(*what): return Path(a.work) / "certificates" / ("-".join(map(str, (c.name, Path(folder).name, m, *what))) + ".jsonl")  # an interrupted one goes on
     def level(sigma):
-        fixed = certify(net, c.S, x, sigma, n=a.draws, **how)
+        fixed = certify(net, c.S, x, sigma, n=a.draws, path=kept(sigma, a.draws), **how)
         at = torch.linspace(0, 4 * sigma, 41)
         right = (fixed.prediction.cpu() == y)
         def asked(r):
-            e = certify(net, c.S, x, sigma, n=10 * a.draws, radius=r, adaptive=True, **how)
+            e = certify(net, c.S, x, sigma, n=10 * a.draws, radius=r, adaptive=True, path=kept(sigma, "adaptive", r), **how)
             ours = (e.prediction.cpu() == y) & (e.radius.cpu() >= r)
             return dict(radius=r, accuracy=proportion(ours), fixed=proportion(right & (fixed.radius.cpu() >= r)), draws=e.draws.double().mean().item(), most_draws=int(e.draws.max()))
         def smoothed(name):
-            v = c.floats(c.x[:m] if name == "clean" else c.test.corrupted(name, 5)[:m])
+            v, y = c.floats((c.x if name == "clean" else c.test.corrupted(name, 5))[:predicted]), c.y[:predicted]
             p = predict(net, c.S, v, sigma, n=min(100, a.draws), **how).cpu()
             return dict(seen=name in c.seen, accuracy=proportion(p == y), abstained=proportion(p < 0), plain=proportion(scores(net, (255 * v).round().byte()).argmax(1).cpu() == y))
         return dict(sigma=sigma, abstained=proportion(fixed.prediction.cpu() < 0), draws=a.draws + 100,
                     curve=dict(radii=at.tolist(), accuracy=certified_accuracy(fixed, c.y[:m].to(x.device), at).tolist()),
                     adaptive=[asked(s * sigma) for s in (1., 2.)], predict={n: smoothed(n) for n in ("clean", *names)})
-    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, sigmas=a.sigmas, precision=a.precision),
+    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, sigmas=a.sigmas, predicted=predicted, precision=a.precision),
                     lambda: dict(training=net.results, levels=[level(s) for s in a.sigmas]))
 
 def joint(c):
@@ -326,7 +327,7 @@ def joint(c):
                     draws=a.draws + 100, rows=rows)
     settings = [tuple(map(float, s.split(":"))) for s in a.joint]
     return measured(c.out / f"{c.name}-joint.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, settings=settings, precision=a.precision),
-                    lambda: dict(settings=[setting(*s) for s in settings]))
+                    lambda: dict(training=net.results, settings=[setting(*s) for s in settings]))
 
 def ceiling(c, settings=((1., .25), (4., .25), (4., .5)), n=100_000, alpha=.001):
     "The most that latent and pixels together could hold: the share of real corrupted images inside the largest region that n draws certify if every one of them agrees."

@@ -12,17 +12,19 @@ import torch
 from learned_perturbations.attacks import apgd, pgd
 from learned_perturbations.certification import certify
 from learned_perturbations.classifiers import is_correct, load_classifier
+from learned_perturbations.criteria import farthest, nearest, squared_error
 from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.evaluation import conformal, quality
 from learned_perturbations.labelled_images import digits
-from learned_perturbations.pairs import Subset, mnist
+from learned_perturbations.pairs import KnownPairs, Subset, mnist
 from learned_perturbations.rows import in_rows
-from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, write_json, write_results
+from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, summary, write_json, write_results
 from learned_perturbations.sets import RTSSet
-from learned_perturbations.suite import attack_suite
+from learned_perturbations.suite import attack_suite, suite_curve, suite_starts
 
 root = Path(__file__).resolve().parent.parent
 results, kept = root/"results", Path("runs")/"results"
+searches = [[start.__name__, aimed] for start, aimed in suite_starts]  # a result of another suite is another result
 classifiers = ("clean", "pairs", "augment", "gaussian", "adversarial")
 attack_radii, certified_radii = [.5, 1., 2., 3.], [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
@@ -76,7 +78,7 @@ def suite(names=("gaussian", "adversarial", "clean", "pairs", "augment"), radii=
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
     most = most or (256 if device.type == "cuda" else 32)
     starts = [most if r <= 1 else 4 * most for r in radii]  # beyond, few digits are left
-    made, curves = dict(set="mnist-rts", radii=list(radii), n=n, most=starts, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
+    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=starts, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
     path = results/"suite.json"
     if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
     for name, net in nets.items():
@@ -88,6 +90,38 @@ def suite(names=("gaussian", "adversarial", "clean", "pairs", "augment"), radii=
         curves[name] = dict(pgd=[proportion(~a.success) for a in weak], accuracy=[a.accuracy for a in found], converged=[a.converged for a in found],
                             left=[proportion(~a.success) for a in found], seconds=time.time() - start)
         write_results(path, asked=made, curves=curves)
+
+def compared(names=("mnist-rts", "mnist-rts-warps"), n=40, share=.99):
+    "Two learned sets on the same pairs, each at the radius that holds this share of the encodings of validation pairs: the encoding's distance on all test digits that come with the package, nearest and farthest on the first n, by searches that go on until they pay no more; and how many of the points a classifier trained on real perturbations recognises."
+    net, (x, y) = load_classifier("mnist-pairs"), digits("test", pad=7)
+    ids = torch.arange(len(x))
+    x_tilde = KnownPairs(x, RTSSet()).batch(ids, seed=0)[1]
+    def measure(name):
+        S, _, val, _ = learned(name)
+        S.radius = S.encoding_norms(val).quantile(share).item()
+        found = {search.__name__: search(S, x[:n], x_tilde[:n], ids=ids[:n]) for search in (nearest, farthest)}
+        with torch.no_grad(): encoded = torch.cat([squared_error(S(a, S.project(S.encode(a, b))), b) for a, b in zip(x.split(500), x_tilde.split(500))])
+        right = lambda u, k: proportion(torch.cat([is_correct(net, S(x[i], u[i]), y[i]) for i in ids[:k].split(500)]))
+        return dict(training={k: S.results.get(k) for k in ("recipe", "seconds", "versions", "device")}, radius=S.radius, encoding=summary(encoded),
+                    **{k: summary(f.error) | dict(converged=f.converged.double().mean().item()) for k, f in found.items()},
+                    recognised=dict(random=right(S.sample(ids, how="truncated"), len(x)), farthest=right(found["farthest"].u, n)))
+    made = dict(sets={name: fingerprint(learned(name)[0]) for name in names}, n=n, digits=len(x), share=share, recogniser=fingerprint(net), seed=0)
+    return measured(results/"mnist-rts-compared.json", made, lambda: dict(nothing=summary(squared_error(x, x_tilde)), real=proportion(is_correct(net, x_tilde, y)),
+                                                                         sets={name: measure(name) for name in names}))
+
+def gap(sets=("mnist-rts", "mnist-rts-warps"), shares=(1 / 6, 1 / 3), n=100, most=32, seed=0):
+    "Accuracy of every classifier at the worst real perturbations, and at the worst points of two learned sets: balls of the same share of the radius that holds 99 % of the encodings."
+    (x, y), nets = digits("test", pad=7), {name: load_classifier(f"mnist-{name}") for name in classifiers}
+    x, y = x[:n], y[:n]
+    held = {name: LearnedSet.from_pretrained(name).encoding_norms(learned(name)[2]).quantile(.99).item() for name in sets}
+    def under(net, S, radii):
+        return [dict(radius=r, accuracy=proportion(~a.success), converged=a.converged, starts=a.accuracy[-1][0])
+                for r, a in zip(radii, suite_curve(net, S, x, y, radii, most=most, seed=seed))]
+    def one(net):
+        rows = {name: under(net, LearnedSet.from_pretrained(name), [s * held[name] for s in shares]) for name in sets}
+        return dict(clean=proportion(is_correct(net, x, y)), exact=under(net, RTSSet(), [RTSSet().radius])[0], **rows)
+    made = dict(sets={name: fingerprint(LearnedSet.from_pretrained(name)) for name in sets}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=searches, seed=seed)
+    return measured(results/"mnist-rts-gap.json", made, lambda: dict(radii=held, classifiers={name: one(net) for name, net in nets.items()}))
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
     "Accuracy of a classifier under attack against the number of steps, for three rules of how long a step is."
@@ -130,7 +164,7 @@ parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, 
 parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
 parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
 parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 500) for name in classifiers}
-parts |= {"suite": suite, "steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
+parts |= {"suite": suite, "compared": compared, "gap": gap, "steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)
