@@ -173,7 +173,7 @@ class HardenRecipe(Training):
     weight: float = 6.          # λ of trades and gaussian
     classifier: str = "digits"  # a name of classifiers, or package.module:function
     classifier_options: dict = field(default_factory=dict) # of that classifier
-    begin: str = ""             # a classifier whose weights it starts with: shipped, or a folder
+    begin: str = ""             # classifier whose weights it starts with: a name or a folder
     epochs: float = 4           # passes over the training images
     lr: str = "0:1e-4 0.3:2e-3 1:0" # learning rate of Adam, "progress:value ..." from 0 to 1
 

@@ -366,7 +366,9 @@ def check_same(
     work is never taken for this one's. What one of them does not know must be off (0, empty)
     in the other."""
     new = json.loads(json.dumps(new, default=plain))
-    def differ(k): return old[k] != new[k] if k in old and k in new else old.get(k) or new.get(k)
+    def differ(k):
+        known = k in old and k in new
+        return old[k] != new[k] if known else old.get(k) or new.get(k)
     if changed := sorted(k for k in {*new, *old} if differ(k)):
         what = ", ".join(f"{k} was {old.get(k)} and is now {new.get(k)}" for k in changed)
         raise ValueError(f"{path} was made with other settings ({what}). "
