@@ -390,6 +390,11 @@ def compact(content):
     text = json.dumps(short(content), indent=1, default=runs.plain, ensure_ascii=False)
     return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m[1]) + "]", text)
 
+def failure(name, e):
+    "Prints that something failed; returns what the results say of it."
+    print(f"{name} FAILED: {type(e).__name__}: {str(e)[:1500]}", flush=True)
+    return f"{type(e).__name__}: {str(e)[:300]}"
+
 class Report:
     "Results, written to a file whenever something is added; a run that is cut keeps what it has."
     def __init__(self, path, limit, **content):
@@ -404,9 +409,7 @@ class Report:
         if self.left() < need: return self.add(skipped=self.content.get("skipped", []) + [name])
         begun = time.time()
         try: self.add(**{name: f()})
-        except Exception as e:
-            self.add(failed=self.content.get("failed", {}) | {name: f"{type(e).__name__}: {str(e)[:300]}"})
-            print(f"{name} FAILED: {type(e).__name__}: {str(e)[:1500]}", flush=True)
+        except Exception as e: self.add(failed=self.content.get("failed", {}) | {name: failure(name, e)})
         if cuda: torch.cuda.empty_cache()
         print(f"[{time.time() - self.begun:5.0f} s] {name}: {time.time() - begun:.1f} s", flush=True)
 
@@ -444,9 +447,7 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
             content[name] = dict(precision=precision, first_step_seconds=first, waits=waits(job.step),
                                  memory_bytes=torch.cuda.max_memory_allocated() - before if cuda else None)
             jobs[name] = job, times
-        except Exception as e:
-            content[name] = dict(failed=f"{type(e).__name__}: {str(e)[:300]}")
-            print(f"{name} FAILED: {str(e)[:1500]}", flush=True)
+        except Exception as e: content[name] = dict(failed=failure(name, e))
         report.add()
     build("published", lambda: Published(net, x, x_tilde), "tf32 convolutions" if cuda else "float32")
     if cuda: build("published, float32", lambda: Published(net, x, x_tilde, False), "float32")
@@ -460,8 +461,8 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
                 job.use().step()
                 found[name].append(seconds(job.step, times))
             except Exception as e:
-                content[name]["failed"] = f"{type(e).__name__}: {str(e)[:300]}"
-                print(f"{name} FAILED: {str(e)[:1500]}", flush=True); jobs.pop(name)
+                content[name]["failed"] = failure(name, e)
+                jobs.pop(name)
     for name, (job, times) in jobs.items():
         precision = "bf16" if content[name]["precision"] == "bf16" else content[name]["precision"].split()[0]
         floor = floor_seconds(layer_costs(net, batch, 16 if precision == "bf16" else 32), rates, precision)
@@ -513,8 +514,7 @@ def growth_part(make, rates, values, batch, lever, reps, least):
         x = draws.uniform(torch.arange(batch, device=device), s, 0, "growth")
         try: job = Trainer(net.to(device), lever, x, x.flip(-1)).use()
         except Exception as e:
-            out[str(v)] = dict(failed=f"{type(e).__name__}: {str(e)[:300]}")
-            print(f"{v} FAILED: {e}", flush=True)
+            out[str(v)] = dict(failed=failure(v, e))
             continue
         for _ in range(3): job.step()
         costs = layer_costs(net, batch, 16 if lever.bf16 else 32, s)
@@ -594,9 +594,7 @@ def engine_part(report, net, data, batches, compiled):
             out[name] = row_of(spread([h["seconds"] for h in history[1:]]), len(data), loss=[h["loss"] for h in history],
                                first_epoch_seconds=history[0]["seconds"])
             say(f"fit: {name}", out[name])
-        except Exception as e:
-            out[name] = dict(failed=f"{type(e).__name__}: {str(e)[:300]}")
-            print(f"{name} FAILED: {e}", flush=True)
+        except Exception as e: out[name] = dict(failed=failure(name, e))
     return out
 
 def item_part(net, data, batch, lever, reps, least):
@@ -679,9 +677,7 @@ def hardening_part(report, net, data, labels, batch, reps, least, compiled):
             for _ in range(3 if cuda else 1): step()
             out[name] = row_of(repeated(step, least, reps), batch, waits=waits(step))
             say(f"harden {batch}: {name}", out[name])
-        except Exception as e:
-            out[name] = dict(failed=f"{type(e).__name__}: {str(e)[:300]}")
-            print(f"{name} FAILED: {str(e)[:1500]}", flush=True)
+        except Exception as e: out[name] = dict(failed=failure(name, e))
     return out
 
 def certify_part(net, data, n0, n, reps, small):

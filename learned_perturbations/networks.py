@@ -191,7 +191,8 @@ class STNGenerator(nn.Module):
         self.block, self.conv = ReflectBlock(n), NarrowConv2d(n, 1, 5)
         if alone: begin_as_sum(self.block, self.conv)
     def features(self, x): return x
-    def forward(self, x, z, guide=None):
+    def copies(self, x, z):
+        "Returns the warped copies of each image, (B, n, H, W)."
         first = self.localization.first.weight
         h, w = x.shape[-2:]
         with mixed("float32", x.device):  # 16 bits do not say which pixel
@@ -199,7 +200,9 @@ class STNGenerator(nn.Module):
         grid = sampling_grid(theta.flatten(0, 1), (h, w)).view(len(theta), -1, w, 2)
         x = x.to(grid.dtype)
         warped = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-        warped = warped.to(first.dtype).unflatten(2, (-1, h)).squeeze(1)
+        return warped.to(first.dtype).unflatten(2, (-1, h)).squeeze(1)
+    def forward(self, x, z, guide=None):
+        warped = self.copies(x, z)
         if guide is not None:
             progress, *chance = guide.unbind(1)
             warped = one_copy(warped, 1 - progress / self.alone, *chance)

@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/10_suite.ipynb #1b3f73ab
 from . import draws
-from .attacks import (Attack, margin, pgd, prepare, wrong_classes,
-                                           random_walk,
-                                           value_and_gradient, worse)
+from .attacks import (Attack, margin, pgd, prepare, random_walk,
+                                           value_and_gradient, worse, wrong_classes)
 from .checks import (check_count, check_ids, check_images, check_number,
                                           check_points, check_radius, check_set)
 from .classifiers import evaluating
@@ -108,7 +107,7 @@ def transferred(
     task, # a Task: the examples that stand
     s,    # number of the start
     bank, # what felled others: numbers of their examples, (F,), and their points, in radii
-    target,# classes to reach, as y; negative: any wrong one
+    target, # classes to reach, as y; negative: any wrong one
     n=64, # points that are tried
 ):
     "Returns the worst of points that felled others, and the length of the first step."
@@ -122,16 +121,16 @@ suite_starts = ((sampled, False), (transferred, False), (sampled, True), (transf
                 (from_random, False), (sampled, True), (transferred, True), (sampled, True))
 
 def wanted(
-    task,   # a Task
+    likely, # wrong classes, the likeliest first, as y and one dimension more
     s,      # number of the start
-    most=9, # wrong classes that are asked for
+    most=9, # of them that are asked for
 ):
     """Returns the classes that a start shall reach, as y: the likeliest wrong ones in turn, or
     any, which is negative."""
     aimed = [aim for _, aim in suite_starts]
     whole, part = divmod(s, len(aimed))
-    if not aimed[part]: return torch.full_like(task.y, -1)
-    turn, likely = whole * sum(aimed) + sum(aimed[:part]), wrong_classes(task)
+    if not aimed[part]: return torch.full_like(likely[..., 0], -1)
+    turn = whole * sum(aimed) + sum(aimed[:part])
     return likely[..., turn % min(likely.shape[-1], most)]
 
 def search_from(
@@ -141,7 +140,8 @@ def search_from(
     steps, # gradient steps
 ):
     "Returns where the searches from these starts end, (starts · B, k), start by start."
-    targets = [wanted(task, s) for s in starts]
+    likely = wrong_classes(task)
+    targets = [wanted(likely, s) for s in starts]
     made = [suite_starts[s % len(suite_starts)][0](task, s, bank, target)
             for s, target in zip(starts, targets)]
     u, target = torch.cat([u for u, _ in made]), torch.cat(targets)

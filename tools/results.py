@@ -96,8 +96,9 @@ def compared(names=("mnist-rts", "mnist-rts-warps"), n=40, share=.99):
     net, (x, y) = load_classifier("mnist-pairs"), digits("test", pad=7)
     ids = torch.arange(len(x))
     x_tilde = KnownPairs(x, RTSSet()).batch(ids, seed=0)[1]
-    def measure(name):
-        S, _, val, _ = learned(name)
+    sets = {name: learned(name) for name in names}
+    made = dict(sets={name: fingerprint(S) for name, (S, *_) in sets.items()}, n=n, digits=len(x), share=share, recogniser=fingerprint(net), seed=0)
+    def measure(S, _, val, __):
         S.radius = S.encoding_norms(val).quantile(share).item()
         found = {search.__name__: search(S, x[:n], x_tilde[:n], ids=ids[:n]) for search in (nearest, farthest)}
         with torch.no_grad(): encoded = torch.cat([squared_error(S(a, S.project(S.encode(a, b))), b) for a, b in zip(x.split(500), x_tilde.split(500))])
@@ -105,22 +106,22 @@ def compared(names=("mnist-rts", "mnist-rts-warps"), n=40, share=.99):
         return dict(training={k: S.results.get(k) for k in ("recipe", "seconds", "versions", "device")}, radius=S.radius, encoding=summary(encoded),
                     **{k: summary(f.error) | dict(converged=f.converged.double().mean().item()) for k, f in found.items()},
                     recognised=dict(random=right(S.sample(ids, how="truncated"), len(x)), farthest=right(found["farthest"].u, n)))
-    made = dict(sets={name: fingerprint(learned(name)[0]) for name in names}, n=n, digits=len(x), share=share, recogniser=fingerprint(net), seed=0)
     return measured(results/"mnist-rts-compared.json", made, lambda: dict(nothing=summary(squared_error(x, x_tilde)), real=proportion(is_correct(net, x_tilde, y)),
-                                                                         sets={name: measure(name) for name in names}))
+                                                                         sets={name: measure(*parts) for name, parts in sets.items()}))
 
-def gap(sets=("mnist-rts", "mnist-rts-warps"), shares=(1 / 6, 1 / 3), n=100, most=32, seed=0):
+def gap(names=("mnist-rts", "mnist-rts-warps"), shares=(1 / 6, 1 / 3), n=100, most=32, seed=0):
     "Accuracy of every classifier at the worst real perturbations, and at the worst points of two learned sets: balls of the same share of the radius that holds 99 % of the encodings."
     (x, y), nets = digits("test", pad=7), {name: load_classifier(f"mnist-{name}") for name in classifiers}
     x, y = x[:n], y[:n]
-    held = {name: LearnedSet.from_pretrained(name).encoding_norms(learned(name)[2]).quantile(.99).item() for name in sets}
+    sets = {name: learned(name) for name in names}
+    held = {name: S.encoding_norms(val).quantile(.99).item() for name, (S, _, val, _) in sets.items()}
     def under(net, S, radii):
         return [dict(radius=r, accuracy=proportion(~a.success), converged=a.converged, starts=a.accuracy[-1][0])
                 for r, a in zip(radii, suite_curve(net, S, x, y, radii, most=most, seed=seed))]
     def one(net):
-        rows = {name: under(net, LearnedSet.from_pretrained(name), [s * held[name] for s in shares]) for name in sets}
+        rows = {name: under(net, S, [s * held[name] for s in shares]) for name, (S, *_) in sets.items()}
         return dict(clean=proportion(is_correct(net, x, y)), exact=under(net, RTSSet(), [RTSSet().radius])[0], **rows)
-    made = dict(sets={name: fingerprint(LearnedSet.from_pretrained(name)) for name in sets}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=searches, seed=seed)
+    made = dict(sets={name: fingerprint(S) for name, (S, *_) in sets.items()}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=searches, seed=seed)
     return measured(results/"mnist-rts-gap.json", made, lambda: dict(radii=held, classifiers={name: one(net) for name, net in nets.items()}))
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
