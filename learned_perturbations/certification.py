@@ -90,11 +90,9 @@ def full_batch(
 def full_group(
     S,   # a PerturbationSet
     x,   # images, (B, C, H, W)
-    n=1, # draws for each; None: adaptive, some more at a time
+    n=1, # draws for each
 ):
-    """Returns how many examples to work on together: some seconds of one core's work; if
-    adaptive so many that a few draws of those that are left fill a batch."""
-    if n is None: return max(1, full_batch(S, x) // 2)
+    "Returns how many examples to work on together: some seconds of one core's work."
     return min(500, max(1, 20_000_000 // (max(x[0].numel(), S.latent_dim) * n)))
 
 # %% ../nbs/12_certification.ipynb #951977bf
@@ -300,7 +298,8 @@ def certify(
         return dict(zip(Certificate._fields, map(torch.as_tensor, values)))
     asked = dict(n0=n0, draws=n, alpha=alpha, radius=radius, adaptive=adaptive)
     made = path and made_from(model, S, x, ids, **asked, **noise)
-    group = full_group(S, x, None if adaptive else n0 + n)
+    # adaptive draws come a few at a time, so many examples must be there to fill a batch
+    group = max(1, full_batch(S, x) // 2) if adaptive else full_group(S, x, n0 + n)
     title = "certifying" if progress else ""
     with evaluating(model), evaluating(S):
         rows = in_rows(work, len(x), path, made, group, title, begun=bool(path))

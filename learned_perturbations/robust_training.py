@@ -6,7 +6,8 @@
 __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'clean', 'pairs', 'augment', 'adversarial_plain',
            'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
            'check_harden_recipe', 'frozen', 'labelled_pairs', 'count_classes', 'harden_loss', 'check_learned',
-           'match_set', 'set_and_data', 'complete_harden', 'harden', 'check_own', 'new_classifier', 'save_hardened']
+           'match_set', 'set_and_data', 'complete_harden', 'harden', 'train_classifier', 'load_hardened', 'check_own',
+           'new_classifier', 'save_hardened']
 
 # %% ../nbs/11_robust_training.ipynb #7d5828d7
 import copy
@@ -180,7 +181,8 @@ class HardenRecipe(Training):
 # %% ../nbs/11_robust_training.ipynb #20134b2e
 _mnist = HardenRecipe(source_options=dict(data="mnist", pad=7))
 _demo = HardenRecipe(source_options=dict(pad=7), S="demo", epochs=6, batch_size=64)
-_ball = dict(radius=1.5, steps=3, epochs=10)
+_ball = dict(radius=1.5, steps=3, epochs=6)
+_wide = dict(_ball, radius=4.25, epochs=4)  # it holds 90 % of the encodings of real pairs
 _methods = dict(
     clean={}, pairs=dict(source="rts", source_options=dict(data="mnist"), epochs=12),
     augment=dict(epochs=12), gaussian=dict(epochs=12), adversarial=_ball, trades=_ball,
@@ -196,6 +198,7 @@ _on_cifar = dict(clean={}, pairs={}, augment=_large, gaussian=_large,
 harden_recipes = known(
     *(replace(_mnist, name=f"mnist-{m}", method=m, **changes)
       for m, changes in _methods.items()),
+    replace(_mnist, name="mnist-adversarial-wide", method="adversarial", **_wide),
     *(replace(_cifar, name=f"cifar10-{m}", method=m, **changes)
       for m, changes in _on_cifar.items()),
     replace(_cifar, name="cifar10-both", method="gaussian", sigma=4., sigma_x=.5,
@@ -366,35 +369,55 @@ def harden(
                 S=fingerprint(S, S.radius) if S is not None else None)
     with alone(Path(folder) / asked.name):
         here = check_folder(Path(folder) / asked.name)
-        if (here / ("config.json" if net is None else "results.json")).exists():
-            results = read_json(here / "results.json")
-            trained = net is not None and fingerprint(plain_net(net)) == results["trained"]
-            if trained: return net.eval()
-            check_same(here, results["made"], made)
-            if net is None: return load_classifier(here)
-            fill(plain_net(net), read_weights(here / "model.safetensors"), here)
-            return net.eval()
-        classes, own = count_classes(data), net is not None
-        shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
-        net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
-        home = device_of(S)
-        if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
-        h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
-                      asked.weight, asked.sigma_x)
-        with frozen(S), evaluating(S):
-            r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
-            r = HardenRecipe(**r)
-            for line in words: tqdm.write(f"{r.name}: {line}")
-            repeats = r.steps if r.method == "free" else 1
-            history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
-        if S is not None: S.to(home)
-        check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
-        results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
-                       classes=classes, seconds=sum(e["seconds"] for e in history),
-                       trained=fingerprint(plain_net(net)), **environment())
-        if processes().is_main_process: save_hardened(net.cpu(), here, own, results)
-        processes().wait_for_everyone()
+        finished = here / ("config.json" if net is None else "results.json")
+        if finished.exists(): return load_hardened(here, made, net)
+        return train_classifier(here, asked, made, S, data, net)
+
+# %% ../nbs/11_robust_training.ipynb #c7a1e001
+def train_classifier(
+    here,  # folder of the run
+    asked, # its HardenRecipe
+    made,  # what the run is made from
+    S,     # the set it needs, or None
+    data,  # its labelled source
+    net,   # a classifier to train in place, or None
+):
+    "Returns the trained classifier of a new run, or of one that was interrupted; saves it."
+    classes, own = count_classes(data), net is not None
+    shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
+    net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
+    home = device_of(S)
+    if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
+    h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
+                  asked.weight, asked.sigma_x)
+    with frozen(S), evaluating(S):
+        r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
+        r = HardenRecipe(**r)
+        for line in words: tqdm.write(f"{r.name}: {line}")
+        repeats = r.steps if r.method == "free" else 1
+        history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
+    if S is not None: S.to(home)
+    check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
+    results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
+                   classes=classes, seconds=sum(e["seconds"] for e in history),
+                   trained=fingerprint(plain_net(net)), **environment())
+    if processes().is_main_process: save_hardened(net.cpu(), here, own, results)
+    processes().wait_for_everyone()
     return net
+
+# %% ../nbs/11_robust_training.ipynb #c7a1e002
+def load_hardened(
+    here, # folder of a finished run
+    made, # what a run asked for now is made from
+    net,  # the classifier that was trained in place, or is to be; None: a new one
+):
+    "Returns the classifier of a finished run. Raises ValueError if it was made otherwise."
+    results = read_json(here / "results.json")
+    if net is not None and fingerprint(plain_net(net)) == results["trained"]: return net.eval()
+    check_same(here, results["made"], made)
+    if net is None: return load_classifier(here)
+    fill(plain_net(net), read_weights(here / "model.safetensors"), here)
+    return net.eval()
 
 # %% ../nbs/11_robust_training.ipynb #e069b99c
 def check_own(

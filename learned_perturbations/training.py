@@ -54,8 +54,9 @@ _rts = replace(_fc, name="mnist-rts-published", source="rts", network="mnist_stn
 _fast = dict(precision="auto", channels_last=True, source_options=dict(data="mnist"))
 _fast_linf = dict(_fast, beta="0:0 0.25:1e-3 1:1e-2")
 _fast_rts = dict(_fast, beta="0:0 0.1:0.01 0.5:1 1:1", batch_size=64, lr="0:1e-4 0.2:1e-3 1:0")
-_warps = dict(_fast_rts, lr="0:1e-4 0.1:1e-3 0.5:1e-3 1:0", beta="0:0.2 0.2:1 1:1",
-             network_options=dict(folded=True, alone=.2))
+_long_rts = dict(_fast_rts, epochs=40, lr="0:1e-4 0.1:1e-3 0.5:1e-3 1:0",
+                 beta="0:0.2 0.2:1 1:1", radius_share=.99,
+                 network_options=dict(folded=True, alone=.2))
 _cifar = Recipe("cifar10-corruptions", source="corruptions", network="unet", epochs=80,
                 source_options=dict(cache="data/cifar10-corruptions"), likelihood="sigma",
                 network_options=dict(widths=(48, 96)), batch_size=512, clip=100., ema=.998,
@@ -67,12 +68,12 @@ recipes = known(
                  **_fast_linf),
     _conv,
     replace(_conv, name="mnist-linf-conv", epochs=8, lr="0:2e-4 0.3:2e-3 1:0", **_fast_linf),
-    _rts, replace(_rts, name="mnist-rts", epochs=16, **_fast_rts),
-    replace(_rts, name="mnist-rts-warps", epochs=40, **_warps),
+    _rts, replace(_rts, name="mnist-rts", **_long_rts),
+    replace(_rts, name="mnist-rts-short", epochs=16, **_fast_rts),
     replace(_rts, name="mnist-rts-5-published", **_few(5)),
-    replace(_rts, name="mnist-rts-5", epochs=6, **_few(5, **_fast_rts)),
+    replace(_rts, name="mnist-rts-5", **_few(5, **_long_rts)),
     replace(_rts, name="mnist-rts-1-published", **_few(1)),
-    replace(_rts, name="mnist-rts-1", epochs=6, **_few(1, **_fast_rts)),
+    replace(_rts, name="mnist-rts-1", **_few(1, **_long_rts)),
     replace(_rts, name="demo", epochs=8,
             **{**_fast_rts, "batch_size": 32, "source_options": {}}),
     _cifar, replace(_cifar, name="cifar10-corruptions-cpu", epochs=20, batch_size=128),

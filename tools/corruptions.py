@@ -108,7 +108,7 @@ def per_entry(v, x): return summary(v / x[0].numel())
 def joined(rows): return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
 def gradients(x):
-    "Returns the mean length of the brightness gradient of each image, (B,)."
+    "Returns the mean length of the gradient of each image, over pixels and channels, (B,)."
     dy, dx = (x[:, :, 1:, :-1] - x[:, :, :-1, :-1]), (x[:, :, :-1, 1:] - x[:, :, :-1, :-1])
     return (dx**2 + dy**2).sqrt().flatten(1).mean(1)
 
@@ -143,12 +143,12 @@ def quality(c):
                               recognised=dict(real=proportion(r["says_real"] == c.y), encoding=proportion(r["says"] == c.y)))
         near = dict(zip(names, nearest_of(c, names, m, net)))
         for name in names:
-            some = everything[name]["nothing"][:m].mean().item()
-            rows[name] |= dict(nearest=near[name]["error"], nearest_share=near[name]["error"]["mean"] * c.x[0].numel() / some, nearest_sharpness=near[name]["sharpness"])
+            some = per_entry(everything[name]["nothing"][:m], c.x)
+            rows[name] |= dict(nearest=near[name]["error"], nearest_nothing=some, nearest_share=near[name]["error"]["mean"] / some["mean"], nearest_sharpness=near[name]["sharpness"])
             rows[name]["recognised"]["nearest"] = near[name]["recognised"]
         of = lambda key, group: sum(rows[n][key]["mean"] for n in group) / len(group)
         means = {g: dict(nothing=of("nothing", ns), encoding=of("encoding", ns), nearest=of("nearest", ns), encoding_share=of("encoding", ns) / of("nothing", ns),
-                         nearest_share=of("nearest", ns) / of("nothing", ns), inside=of("inside", ns)) for g, ns in (("seen", c.seen), ("unseen", [n for n in names if n not in c.seen]))}
+                         nearest_share=of("nearest", ns) / of("nearest_nothing", ns), inside=of("inside", ns)) for g, ns in (("seen", c.seen), ("unseen", [n for n in names if n not in c.seen]))}
         norm = torch.cat([everything[n]["norm"] for n in c.seen])
         return dict(training=S.results, set_radius=S.radius, latent_dim=S.latent_dim, parameters=sum(p.numel() for p in S.parameters()), corruptions=rows, means=means,
                     severities=[severity_row(c, s) for s in range(1, 6)], seen=c.seen, norm=quantiles(norm), searched=m,
@@ -163,8 +163,7 @@ def nearest_of(c, names, m, net):
         found = nearest(c.S, a, b, starts=8, ids=i, seed=seed)
         with torch.no_grad():
             shown = c.S.perturb(c.S.condition(a), found.u)
-            best = torch.minimum(found.error, squared_error(c.S.perturb(c.S.condition(a), c.S.project(c.S.encode(a, b))), b))
-            rows.append(dict(error=best.cpu(), sharp=gradients(shown).cpu(), real=gradients(b).cpu(), right=(net(shown).argmax(1).cpu())))
+            rows.append(dict(error=found.error.cpu(), sharp=gradients(shown).cpu(), real=gradients(b).cpu(), right=(net(shown).argmax(1).cpu())))
     r = joined(rows)
     for k in range(len(names)):
         mine = slice(k * m, (k + 1) * m)
@@ -265,7 +264,7 @@ def one_benchmark(c, folder):
     def attacked(S, check):
         radii = balls(c, S)
         rows = benchmark(net, "cifar10", S, c.test, name, radii=[*radii.values()], n_attacked=a.attacked, most=a.most, seed=seed, precision="float32", check=check).latent
-        return [dict(r, holds=k) for k, r in zip(radii, rows)]
+        return [dict(r, holds=k, share=float(k[:-2]) / 100 if k.endswith("%") else None) for k, r in zip(radii, rows)]
     def compute():
         b = benchmark(net, "cifar10", "corruptions", c.test, name, seed=seed)._replace(latent=attacked(c.S, True))
         return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._asdict(), second=attacked(second, False) if second is not None else [])
@@ -330,7 +329,7 @@ def joint(c):
                     lambda: dict(training=net.results, settings=[setting(*s) for s in settings]))
 
 def ceiling(c, settings=((1., .25), (4., .25), (4., .5)), n=100_000, alpha=.001):
-    "The most that latent and pixels together could hold: the share of real corrupted images inside the largest region that n draws certify if every one of them agrees."
+    "What latent and pixels together could hold, at the points a search finds: the share of real corrupted images inside the largest region that n draws certify if every one of them agrees."
     from scipy.special import ndtri
     m, reach = min(c.a.searched, len(c.test)), float(ndtri(alpha**(1 / n)))
     versions = {(name, s): c.test.corrupted(name, s)[:m] for name in c.seen for s in (1, 5)}
@@ -363,10 +362,10 @@ def gap(c):
     keys = [k for k in rows[0] if k != "name"]
     def rank(a, b):
         both = [(r[a], r[b]) for r in rows if a in r and b in r]
-        return finite(float(spearmanr(*zip(*both)).statistic)) if len(both) > 2 else None
+        return dict(rank=finite(float(spearmanr(*zip(*both)).statistic)) if len(both) > 2 else None, n=len(both))
     latent = [k for k in keys if k.startswith("latent")]
     pairs = [(real, k) for real in ("mean", "worst") for k in latent] + [(k, k.replace("latent", "second")) for k in latent if k.replace("latent", "second") in keys] + [("mean", "worst")]
-    ranks = [dict(a=a, b=b, rank=rank(a, b), n=len(rows)) for a, b in pairs]
+    ranks = [dict(a=a, b=b, **rank(a, b)) for a, b in pairs]
     return measured(c.out / f"{c.name}-gap.json", c.made_of(rows=rows, second=c.a.second and Path(c.a.second).name), lambda: dict(ranks=ranks))
 
 # -------------------------------------------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.evaluation import conformal, quality
 from learned_perturbations.labelled_images import digits
 from learned_perturbations.pairs import KnownPairs, Subset, mnist
+from learned_perturbations.robust_training import harden
 from learned_perturbations.rows import in_rows
 from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, summary, write_json, write_results
 from learned_perturbations.sets import RTSSet
@@ -26,7 +27,7 @@ root = Path(__file__).resolve().parent.parent
 results, kept = root/"results", Path("runs")/"results"
 searches = [[start.__name__, aimed] for start, aimed in suite_starts]  # a result of another suite is another result
 classifiers = ("clean", "pairs", "augment", "gaussian", "adversarial")
-attack_radii, certified_radii = [.5, 1., 2., 3.], [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
+certified_radii = [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
 def learned(name, folder=None):
     "The set of a name, its training, and its validation and test pairs."
@@ -34,13 +35,13 @@ def learned(name, folder=None):
     folder, recipe, run = run_of(Path(folder) if folder else name, "network")
     return LearnedSet.from_pretrained(folder), run, test_pairs(recipe, {}, "val"), test_pairs(recipe, {})
 
-def evaluate(name, passes=3, folder=None, pinned=False, limit=None):
-    "Quality of a learned set on MNIST's test digits; pinned: with the inactive latent dimensions held at 0."
+def evaluate(name, passes=1, folder=None, pinned=False, limit=None, starts=8):
+    "Quality of a learned set on MNIST's test digits, with few starts of each search; pinned: with the latent dimensions held at 0 whose mean KL is below a tenth of a nat."
     S, run, val, test = learned(name, folder)
-    if pinned: S, name = S.pin(S.active(val)), f"{name}-pinned"
+    if pinned: S, name = S.pin(S.active(val, threshold=.1)), f"{name}-pinned"
     if limit: test = Subset(test, limit)
     kept.mkdir(parents=True, exist_ok=True)
-    write_results(results/f"{name}.json", training=run, weights=fingerprint(S), **quality(S, val, test, path=kept/name, passes=passes))
+    write_results(results/f"{name}.json", training=run, weights=fingerprint(S), **quality(S, val, test, path=kept/name, passes=passes, starts=starts))
 
 def calibrate(name, folder=None):
     "The conformal radii of a set that has been evaluated, measured again, in its results file."
@@ -54,44 +55,47 @@ def subject(name):
     "The set of the robustness results, a classifier, and all test digits with their labels."
     return LearnedSet.from_pretrained("mnist-rts"), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
 
+def real_versions(x, *stream):
+    "A fresh real perturbation of every digit."
+    real = RTSSet()
+    return torch.cat([real(p, real.sample(i, stream=stream)) for p, i in zip(x.split(1000), torch.arange(len(x)).split(1000))])
+
 def asked(name, S, net, **settings):
     "What a result is made from."
     return dict(classifier=f"mnist-{name}", set="mnist-rts", weights=fingerprint(S, net), seed=0, precision="auto", **settings)
 
-def attacked(name, n=500):
-    "Accuracy of a classifier on clean test digits, on fresh real perturbations of all of them, and under attack on the first n."
-    (S, net, (x, y)), real = subject(name), RTSSet()
-    x_real = torch.cat([real(p, real.sample(i, stream=("results",))) for p, i in zip(x.split(1000), torch.arange(len(x)).split(1000))])
-    made = asked(name, S, net, radii=attack_radii, steps=50, n=n)
-    def under(radius):
-        work = lambda i: dict(stands=~pgd(net, S, x[i], y[i], radius, 50, precision="auto", ids=i).success)
-        return proportion(in_rows(work, n, kept/f"{name}-{radius}.jsonl", made, title=f"{name}, radius {radius}")["stands"])
-    return measured(results/f"mnist-{name}-attacked.json", made, lambda: dict(
-        training=net.results, clean=proportion(is_correct(net, x, y)), real=proportion(is_correct(net, x_real, y)),
-        attacked=[dict(radius=r, accuracy=under(r)) for r in attack_radii]))
+def accuracy(trainings=dict(clean=3, pairs=3, augment=3, gaussian=3, adversarial=1) | {"adversarial-wide": 3}, versions=10):
+    "Accuracy of so many trainings of each kind on all test digits: clean, on a fresh real perturbation of each, and on all of ten."
+    x, y = mnist("data", "test", 7)
+    first = lambda m: load_classifier(f"mnist-{m}") if m in classifiers else harden(f"mnist-{m}")
+    nets = {m: [first(m), *(harden(f"mnist-{m}", name=f"mnist-{m}-{s}", seed=s) for s in range(1, n))] for m, n in trainings.items()}
+    def one(net):
+        right = torch.stack([is_correct(net, real_versions(x, "accuracy", i), y) for i in range(versions)])
+        return dict(training=net.results, clean=proportion(is_correct(net, x, y)), real=proportion(right[0]), all_real=proportion(right.all(0)))
+    made = dict(weights={m: [fingerprint(net) for net in some] for m, some in nets.items()}, versions=versions, digits=len(x))
+    return measured(results/"mnist-accuracy.json", made, lambda: dict(classifiers={m: [one(net) for net in some] for m, some in nets.items()}))
 
-def suite(names=("gaussian", "adversarial", "clean", "pairs", "augment"), radii=(1., 2., 3.), n=200, most=None, steps=50):
+def suite(names=("gaussian", "adversarial", "pairs", "augment", "clean"), radii=(1., 2., 3.), n=200, most=None, steps=50):
     "Accuracy of every classifier against the work of the suite, beside one start of pgd, on the first test digits; kept after each classifier."
     torch.backends.cudnn.allow_tf32 = False  # the verdicts are float32's
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     S, nets = LearnedSet.from_pretrained("mnist-rts").to(device), {f"mnist-{name}": load_classifier(f"mnist-{name}").to(device) for name in names}
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
     most = most or (256 if device.type == "cuda" else 32)
-    starts = [most if r <= 1 else 4 * most for r in radii]  # beyond, few digits are left
-    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=starts, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
+    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=most, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
     path = results/"suite.json"
     if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
     for name, net in nets.items():
         if name in curves: continue
         weak, found, start = [pgd(net, S, x, y, r, steps) for r in radii], [], time.time()
-        for r, m in zip(radii, starts):  # what fell at one radius begins the next
-            found.append(attack_suite(net, S, x, y, r, start=found[-1].u if found else None, most=m, steps=steps))
+        for r in radii:  # what fell at one radius begins the next
+            found.append(attack_suite(net, S, x, y, r, start=found[-1].u if found else None, most=most, steps=steps))
             print(name, f"radius {r:g}: {found[-1]}; {time.time() - start:.0f} s", flush=True)
         curves[name] = dict(pgd=[proportion(~a.success) for a in weak], accuracy=[a.accuracy for a in found], converged=[a.converged for a in found],
                             left=[proportion(~a.success) for a in found], seconds=time.time() - start)
         write_results(path, asked=made, curves=curves)
 
-def compared(names=("mnist-rts", "mnist-rts-warps"), n=40, share=.99):
+def compared(names=("mnist-rts-short", "mnist-rts"), n=40, share=.99):
     "Two learned sets on the same pairs, each at the radius that holds this share of the encodings of validation pairs: the encoding's distance on all test digits that come with the package, nearest and farthest on the first n, by searches that go on until they pay no more; and how many of the points a classifier trained on real perturbations recognises."
     net, (x, y) = load_classifier("mnist-pairs"), digits("test", pad=7)
     ids = torch.arange(len(x))
@@ -109,7 +113,7 @@ def compared(names=("mnist-rts", "mnist-rts-warps"), n=40, share=.99):
     return measured(results/"mnist-rts-compared.json", made, lambda: dict(nothing=summary(squared_error(x, x_tilde)), real=proportion(is_correct(net, x_tilde, y)),
                                                                          sets={name: measure(*parts) for name, parts in sets.items()}))
 
-def gap(names=("mnist-rts", "mnist-rts-warps"), shares=(1 / 6, 1 / 3), n=100, most=32, seed=0):
+def gap(names=("mnist-rts", "mnist-rts-short"), shares=(1 / 6, 1 / 3), n=60, most=32, seed=0):
     "Accuracy of every classifier at the worst real perturbations, and at the worst points of two learned sets: balls of the same share of the radius that holds 99 % of the encodings."
     (x, y), nets = digits("test", pad=7), {name: load_classifier(f"mnist-{name}") for name in classifiers}
     x, y = x[:n], y[:n]
@@ -145,12 +149,12 @@ def certified(name, n, digits, sigma=1.):
     made = asked(name, S, net, sigma=sigma, n0=100, n=n, alpha=.001, digits=digits)
     return measured(results/f"mnist-{name}-certified-{n}.json", made, compute)
 
-def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
-    "Adaptive certificates beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
+def adaptive(name="gaussian", n=10_000, digits=50, more=200, sigma=1.):
+    "Adaptive certificates, of at most ten times as many draws, beside fixed ones: draws and certified accuracy at the asked radii, on the same digits; then on more digits."
     S, net, (x, y) = subject(name)
     fixed = certified(name, n, digits)
     def row(radius, count):
-        c = certify(net, S, x[:count], sigma, n=n, radius=radius, adaptive=True, path=kept/f"{name}-adaptive-{radius}-{count}.jsonl", progress=True, precision="auto")
+        c = certify(net, S, x[:count], sigma, n=10 * n, radius=radius, adaptive=True, path=kept/f"{name}-adaptive-{radius}-{count}.jsonl", progress=True, precision="auto")
         ours = (c.prediction == y[:count]) & (c.radius >= radius)
         theirs = [a and r >= radius for a, r in zip(fixed["right"], fixed["radius"])]
         return dict(radius=radius, digits=count, accuracy=proportion(ours), fixed=proportion(torch.tensor(theirs)) if count == digits else None,
@@ -159,13 +163,12 @@ def adaptive(name="gaussian", n=100_000, digits=60, more=500, sigma=1.):
     measured(results/f"mnist-{name}-adaptive.json", made, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
 
 sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc-fast"), "conv": ("mnist-linf-conv", None),
-        "rts": ("mnist-rts", None), "rts-5": ("mnist-rts-5", None), "rts-1": ("mnist-rts-1", None)}
-parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, 3 if part in ("fc", "fc-fast", "conv", "rts") else 1, folder) for part, (name, folder) in sets.items()}
-parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if folder is None}
-parts |= {"rts-pinned": lambda: evaluate("mnist-rts", 1, pinned=True, limit=2000)}
-parts |= {f"attack-{name}": lambda name=name: attacked(name) for name in classifiers}
-parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 500) for name in classifiers}
-parts |= {"suite": suite, "compared": compared, "gap": gap, "steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 100), "adaptive": adaptive}
+        "rts": ("mnist-rts", None), "rts-short": ("mnist-rts-short", None), "rts-5": ("mnist-rts-5", "runs/mnist-rts-5"), "rts-1": ("mnist-rts-1", "runs/mnist-rts-1")}
+parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, folder=folder, limit=200 if part in ("rts-5", "rts-1") else 500) for part, (name, folder) in sets.items()}
+parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if part != "fc-fast"}
+parts |= {"rts-pinned": lambda: evaluate("mnist-rts", pinned=True, limit=200)}
+parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 300) for name in classifiers}
+parts |= {"accuracy": accuracy, "suite": suite, "compared": compared, "gap": gap, "steps": schedules, "certify-10000": lambda: certified("gaussian", 10_000, 50), "adaptive": adaptive}
 
 if __name__ == "__main__":
     results.mkdir(exist_ok=True)

@@ -42,11 +42,11 @@ def classifier_runs(o, seeds=3):
             for m in ("clean", "pairs") for s in range(seeds)]
 
 def hardened_runs(o, chosen, seeds=3):
-    "Classifiers of points of the set: random ones, worst ones in two balls, noise."
+    "Classifiers of points of the set: random ones, worst ones in two balls, noise, noise on latent point and pixels."
     o = dict(o, S=chosen["folder"])
     run = lambda m, name="", **more: ("harden", f"cifar10-{m}", {**o, "name": f"cifar10-{m}{name}", **more})
     return [*(run("adversarial", f"-{s}" if s else "", seed=s, radius=chosen["half"]) for s in range(seeds)),
-            run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian")]
+            run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian"), run("both")]
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
