@@ -251,20 +251,20 @@ def promise(c, miss=.1):
 # ---- c: classifiers -----------------------------------------------------------------------------------------------------------------------------------
 
 def balls(c, S):
-    "Returns the radii in which classifiers are attacked, by what they are: those that hold a share of the encodings, and a half, a quarter and an eighth of the smallest one."
+    "Returns what is held (a share of the encodings, or None) and the radius of the balls in which classifiers are attacked, by name: those that hold a share of the encodings, and a half, a quarter and an eighth of the smallest one."
     seen = torch.cat([*encoding_norms(S, c.test, c.seen).values()])
-    radii = {f"{100 * s:.0f} %": seen.quantile(s).item() for s in sorted(c.a.shares)}
-    first, least = next(iter(radii.items()))
-    return {f"{first} / {n}": least / n for n in (8, 4, 2)} | radii
+    whole = {f"{100 * s:.0f} %": (s, seen.quantile(s).item()) for s in sorted(c.a.shares)}
+    first, (_, least) = next(iter(whole.items()))
+    return {f"{first} / {n}": (None, least / n) for n in (8, 4, 2)} | whole
 
 def one_benchmark(c, folder):
     "The benchmark of one classifier: corruptions, the worst points of the set, and of a second set."
     net, a, name = c.classifier(folder), c.a, Path(folder).name
     second = LearnedSet.from_pretrained(Path(a.second)).to(c.device) if a.second else None
     def attacked(S, check):
-        radii = balls(c, S)
-        rows = benchmark(net, "cifar10", S, c.test, name, radii=[*radii.values()], n_attacked=a.attacked, most=a.most, seed=seed, precision="float32", check=check).latent
-        return [dict(r, holds=k, share=float(k[:-2]) / 100 if k.endswith("%") else None) for k, r in zip(radii, rows)]
+        asked = balls(c, S)
+        rows = benchmark(net, "cifar10", S, c.test, name, radii=[radius for _, radius in asked.values()], n_attacked=a.attacked, most=a.most, seed=seed, precision="float32", check=check).latent
+        return [dict(r, holds=k, share=share) for (k, (share, _)), r in zip(asked.items(), rows)]
     def compute():
         b = benchmark(net, "cifar10", "corruptions", c.test, name, seed=seed)._replace(latent=attacked(c.S, True))
         return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._asdict(), second=attacked(second, False) if second is not None else [])

@@ -21,7 +21,7 @@ from learned_perturbations.robust_training import harden
 from learned_perturbations.rows import in_rows
 from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, summary, write_json, write_results
 from learned_perturbations.sets import RTSSet
-from learned_perturbations.suite import attack_suite, suite_curve, suite_starts
+from learned_perturbations.suite import suite_curve, suite_starts
 
 root = Path(__file__).resolve().parent.parent
 results, kept = root/"results", Path("runs")/"results"
@@ -87,10 +87,9 @@ def suite(names=("gaussian", "adversarial", "pairs", "augment", "clean"), radii=
     if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
     for name, net in nets.items():
         if name in curves: continue
-        weak, found, start = [pgd(net, S, x, y, r, steps) for r in radii], [], time.time()
-        for r in radii:  # what fell at one radius begins the next
-            found.append(attack_suite(net, S, x, y, r, start=found[-1].u if found else None, most=most, steps=steps))
-            print(name, f"radius {r:g}: {found[-1]}; {time.time() - start:.0f} s", flush=True)
+        weak, start = [pgd(net, S, x, y, r, steps) for r in radii], time.time()
+        found = suite_curve(net, S, x, y, radii, most=most, steps=steps)
+        print(name, *(f"radius {r:g}: {a}" for r, a in zip(radii, found)), f"{time.time() - start:.0f} s", sep="; ", flush=True)
         curves[name] = dict(pgd=[proportion(~a.success) for a in weak], accuracy=[a.accuracy for a in found], converged=[a.converged for a in found],
                             left=[proportion(~a.success) for a in found], seconds=time.time() - start)
         write_results(path, asked=made, curves=curves)
