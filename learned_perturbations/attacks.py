@@ -24,7 +24,7 @@ from .checks import (check_choice, check_count, check_ids, check_images,
 from .classifiers import evaluating, logits, scores_of_first
 from .registry import Registry
 from .runs import mixed, precisions
-from .sets import ascend, searching, select, steepest
+from .sets import ascend, conditioned, searching, select, steepest
 
 # %% ../nbs/09_attacks.ipynb #fc29aaea
 def labelled_mean(
@@ -85,7 +85,8 @@ class Attack(NamedTuple):
     "The worst points found."
     x_adv: torch.Tensor   # their images, (B, C, H, W)
     u: torch.Tensor       # their latent points, (B, k)
-    success: torch.Tensor # whether the model is wrong there, (B,)
+    success: torch.Tensor # whether the attack succeeded there, (B,): the model is wrong, or
+                          # says the target, on the share of labels asked for
 
 # %% ../nbs/09_attacks.ipynb #0a2e63fb
 class Task:
@@ -106,7 +107,7 @@ class Task:
         self.share, self.precision, self.seed = share, precision, seed
         self.ids = torch.arange(len(x), device=x.device) if ids is None else ids
         self.pixels, self.dims = x[0].numel(), None  # dims: which to draw points in, (B, k)
-        with torch.no_grad(), evaluating(S): self.cond = S.condition(x)
+        with torch.no_grad(), evaluating(S): self.cond = conditioned(S, x)
 
     def __len__(self): return len(self.y)
 
@@ -186,10 +187,16 @@ def prepare(
         raise ValueError("share must be greater than 0")
     radius = check_radii(S.radius if radius is None else radius, x)
     y, ids = check_labels(y, len(x)), check_ids(ids, x)
-    if targets is not None: targets = check_labels(targets, len(x), name="targets")
+    if targets is not None:
+        targets = check_labels(targets, len(x), name="targets")
+        if y.ndim == 1 and targets.ndim == 1 and (targets == y).any():
+            raise ValueError("targets must be other classes than y")
     task = Task(model, S, x, y, radius, targets, share, precision, check_seed(seed), ids)
     with torch.no_grad(), evaluating(model), evaluating(S):
         one = S.perturb(select(task.cond, slice(1)), task.centre()[:1])
+        if one.shape != x[:1].shape:
+            raise ValueError(f"perturb must return images like x, {tuple(x[:1].shape)}; got "
+                             f"{tuple(one.shape)}")
         z = scores_of_first(model, one)
     for name, labels in dict(y=y, targets=targets).items():
         if labels is None: continue
@@ -234,7 +241,9 @@ def survivors(
     return found[0], stage
 
 # %% ../nbs/09_attacks.ipynb #0e093043
-def pgd_search(loss="ce", steps=50, step_size=None, decay=True):
+def pgd_search(
+    loss="ce", steps=50, step_size=None, decay=True # as in pgd
+):
     "Returns the search that `pgd` makes from one random start."
     def search(task, i):
         u, value = task.start("pgd", i), task.objective(loss)
@@ -271,9 +280,10 @@ def pgd(
     precision="float32", # of the search: float32 (that of the images), bf16 or auto
     ids=None,            # numbers of the examples, (B,); None: 0 … B - 1
 ):
-    """Returns the worst points that one start of a search finds, an `Attack`: projected
-    gradient ascent in the latent ball. Examples wrong at u = 0 are left there. Source: Madry
-    et al. 2018, in the latent space of Wong & Kolter 2021."""
+    """Returns the worst points that projected gradient ascent in the latent ball finds from
+    `restarts` random starts, an `Attack`. Examples wrong at u = 0 are left there. Raises
+    TypeError or ValueError for unfit arguments and for NaN in scores, as all attacks do.
+    Source: Madry et al. 2018, in the latent space of Wong & Kolter 2021."""
     check_search(loss, steps, step_size), check_count(restarts, "restarts")
     task = prepare(model, S, x, y, radius, targets, share, precision, seed, ids)
     return survivors(task, [pgd_search(loss, steps, step_size, decay)] * restarts)[0]
@@ -297,7 +307,12 @@ def value_and_gradient(
         return f.detach(), torch.autograd.grad(f, v, torch.ones_like(f))[0]
 
 # %% ../nbs/09_attacks.ipynb #75ac4f21
-def apgd_ascend(task, value, u, steps):
+def apgd_ascend(
+    task,  # a Task
+    value, # images -> numbers (B,), to be made large
+    u,     # where to start, (B, k)
+    steps, # gradient steps
+):
     "Returns the best latent points that APGD finds from `u`, (B, k)."
     S, radius, column = task.S, task.radius, lambda mask: mask[:, None]
     f, grad = value_and_gradient(task, value, u)
@@ -341,7 +356,10 @@ def likely_class(
         raise ValueError(f"model has {n + 1} classes: {n} wrong ones to ask for, not {rank}")
     return likely[..., rank - 1]
 
-def apgd_search(loss="ce", steps=50, target_rank=0):
+def apgd_search(
+    loss="ce", steps=50, # as in apgd
+    target_rank=0,       # of the wrong class to ask for, 1: the likeliest; 0: any
+):
     "Returns the search of `apgd` from a random start; with a rank, towards that wrong class."
     def search(task, i):
         target = likely_class(task, target_rank) if target_rank else None
@@ -373,7 +391,10 @@ def apgd(
     return survivors(task, [apgd_search(loss, steps, rank) for rank in ranks])[0]
 
 # %% ../nbs/09_attacks.ipynb #d75bbdca
-def sampling_search(samples=64, chunk=16):
+def sampling_search(
+    samples=64, # points for each example
+    chunk=16,   # of them at a time
+):
     "Returns the search that takes the worst of so many random points, `chunk` at a time."
     @torch.no_grad()
     def search(task, i):
@@ -392,7 +413,9 @@ def sampling_search(samples=64, chunk=16):
     return search
 
 # %% ../nbs/09_attacks.ipynb #9207c2f7
-def random_walk(queries=500):
+def random_walk(
+    queries=500, # predictions for each example
+):
     "Returns the gradient-free search with this many predictions for each example."
     @torch.no_grad()
     def search(task, i):

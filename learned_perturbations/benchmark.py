@@ -14,7 +14,7 @@ import torch
 
 # %% ../nbs/15_benchmark.ipynb #75bdc68d
 from .checks import (check_choice, check_count, check_images,
-                                          check_labels, check_number, check_seed)
+                                          check_labels, check_number, check_seed, check_set)
 from .classifiers import check_takes, evaluating, logits, plain_net
 from .corruptions import (check_colour, corrupt, corruptions, extra,
                                                names, paper)
@@ -181,7 +181,8 @@ class Benchmark(NamedTuple):
     calibration: dict # expected calibration error, clean and, if known, under corruptions
     corruptions: dict # {name: accuracy at each severity, a list}
     means: dict       # {group of corruptions: mean accuracy}
-    worst: dict       # share of images right under all of the paper's 12 at severity 5
+    worst: dict       # share of images right under all of those measured that are among the
+                      # paper's 12 (under all given, if none is), severity 5; of: how many
     latent: list      # a row for each radius in the set
 
     def __str__(self): return benchmark_card(self)
@@ -274,7 +275,11 @@ def benchmark(
     points of a set. Raises TypeError or ValueError for a model that takes no such images."""
     if isinstance(threat_model, str):
         check_choice(threat_model, "threat_model", ("corruptions",))
+    elif not hasattr(check_set(threat_model), "encode") and radii is None:
+        raise TypeError("threat_model has no encode to say what its balls hold: give radii")
     for n in names: corruptions[n]
+    if len({name_of(n) for n in names}) < len(names):
+        raise ValueError("names has two corruptions of one name: give each its own")
     images = test_images(data, seed, device_of(plain_net(model)))
     severities = tuple(check_count(s, "severities", 1, 5) for s in severities)
     check_takes(model, images.x[:1].to(device_of(plain_net(model))).float() / 255)

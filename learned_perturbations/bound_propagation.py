@@ -22,15 +22,15 @@ from .sets import norms
 # %% ../nbs/13_bound_propagation.ipynb #0c637485
 def relax(
     layer, # nn.ReLU or nn.Sigmoid
-    l, u,  # bounds of its inputs
+    l, h,  # bounds of its inputs
 ):
-    "Returns chord's slope, low, high: slope·t + low ≤ layer(t) ≤ slope·t + high on [l, u]."
+    "Returns chord's slope, low, high: slope·t + low ≤ layer(t) ≤ slope·t + high on [l, h]."
     if isinstance(layer, nn.ReLU):
-        slope = u.clamp_min(0) / (u.clamp_min(0) - l.clamp_max(0)).clamp_min(1e-300)
-        return slope, torch.zeros_like(u), -slope * l.clamp_max(0)
-    slope = ((u.sigmoid() - l.sigmoid()) / (u - l).clamp_min(1e-9)).clamp(0, .25)
+        slope = h.clamp_min(0) / (h.clamp_min(0) - l.clamp_max(0)).clamp_min(1e-300)
+        return slope, torch.zeros_like(h), -slope * l.clamp_max(0)
+    slope = ((h.sigmoid() - l.sigmoid()) / (h - l).clamp_min(1e-9)).clamp(0, .25)
     touch = 2 * torch.atanh((1 - 4 * slope).sqrt())  # has this slope, and -touch
-    places = l, u, touch.clamp(l, u), (-touch).clamp(l, u)
+    places = l, h, touch.clamp(l, h), (-touch).clamp(l, h)
     rest = torch.stack([t.sigmoid() - slope * t for t in places])
     return slope, rest.amin(0), rest.amax(0)
 

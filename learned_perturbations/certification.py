@@ -219,14 +219,24 @@ class Sampler:
         return self.counted(table)
 
 # %% ../nbs/12_certification.ipynb #b8d1e2f3
-def fixed_bounds(sampler, n0, n, alpha, radius):
+def fixed_bounds(
+    sampler, # a Sampler
+    n0, n,   # draws that choose the class, and that bound its probability
+    alpha,   # probability that a bound is wrong
+    radius,  # not asked for here: the bounds are those of every radius
+):
     "Returns class, lower bound and draws for each example, arrays: Cohen et al. 2019."
     top = sampler.count(0, n0).argmax(1)
     hits = sampler.count(n0, n)[np.arange(len(top)), top]
     return top, clopper_pearson(hits, n, alpha), np.full(len(top), n0 + n)
 
 # %% ../nbs/12_certification.ipynb #b5ed0fe9
-def adaptive_bounds(sampler, n0, n, alpha, radius):
+def adaptive_bounds(
+    sampler, # a Sampler
+    n0, n,   # draws that choose the class, and that bound its probability, at most
+    alpha,   # probability that a bound is wrong
+    radius,  # that is asked about
+):
     "Returns class, lower bound and draws for each example, arrays: stops once it is settled."
     top = sampler.count(0, n0).argmax(1)
     p0, enough = special.ndtr(radius / sampler.sigma), math.log(2 / alpha)
@@ -253,7 +263,11 @@ class Certificate(NamedTuple):
     draws: torch.Tensor       # used
 
 # %% ../nbs/12_certification.ipynb #bd0db8e1
-def made_from(model, S, x, ids, **settings):
+def made_from(
+    model, S, x, # classifier, set and images, (B, C, H, W)
+    ids,         # numbers of the examples, (B,)
+    **settings,  # all else that decides a row
+):
     "Returns what certificates are made from, a dictionary: the rows of a file belong to it."
     parts = dict(model=model, S=S, images=x, ids=ids)
     return settings | {name: fingerprint(part) for name, part in parts.items()}
@@ -373,8 +387,15 @@ class PixelCertificate(NamedTuple):
 # %% ../nbs/12_certification.ipynb #f2243e08
 corrections = ("holm", "bonferroni", None)
 
-def pixel_radii(hits, n, alpha, sigma, threshold, correction):
-    "Returns the radius of each pixel of an image from its hits, both (H, W), arrays."
+def pixel_radii(
+    hits,       # draws that had the class of each pixel, an array (H, W)
+    n,          # draws
+    alpha,      # probability that any pixel is wrong; of each, without a correction
+    sigma,      # standard deviation of the noise
+    threshold,  # of the probability, for holm
+    correction, # holm, bonferroni or None
+):
+    "Returns the certified radius of each pixel of an image, an array (H, W)."
     if correction == "holm":
         sure = holm(binomial_tail(hits.ravel(), n, threshold), alpha).reshape(hits.shape)
         return np.where(sure, certified_radius(threshold, sigma), 0.)
@@ -390,7 +411,8 @@ def certify_pixels(
     sigma,              # standard deviation of the noise in u
     n0=10,              # draws that choose the classes
     n=1_000,            # draws that test them
-    alpha=.001,         # probability that any pixel of an image is wrong
+    alpha=.001,         # probability that any pixel of an image is wrong; if correction is
+                        # None, that each of them is
     threshold=.75,      # probability to be exceeded, for "holm": radius σ Φ⁻¹(threshold)
     correction="holm",  # holm, bonferroni, or None: each pixel alone, as published
     seed=0,             # of the noise

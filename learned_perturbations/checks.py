@@ -175,9 +175,18 @@ def check_labels(
 def check_set(
     S, # what should be a PerturbationSet
 ):
-    "Returns `S`; raises TypeError if it is no set, with the way to make one of what it is."
-    if all(hasattr(S, name)
-           for name in ("condition", "perturb", "project", "latent_dim", "radius")): return S
+    """Returns `S`; raises TypeError or ValueError if it is no set, with the way to make one of
+    what it is, or lacks something."""
+    if all(hasattr(S, name) for name in ("condition", "perturb", "project")):
+        if isinstance(S, torch.nn.Module) and "_modules" not in vars(S):
+            raise TypeError(f"{type(S).__name__} must call super().__init__() first")
+        if missing := [k for k in ("latent_dim", "norm", "radius") if not hasattr(S, k)]:
+            raise TypeError(f"{type(S).__name__} is a set without {', '.join(missing)}: set "
+                            "latent_dim, norm (2 or math.inf) and radius")
+        check_count(S.latent_dim, "latent_dim of S"), check_radius(S.radius, "radius of S")
+        if S.norm not in (2, math.inf):
+            raise ValueError(f"norm of S must be 2 or math.inf; got {S.norm!r}")
+        return S
     how = ("LearnedSet.from_pretrained(S)" if isinstance(S, (str, Path))
            else "LearnedSet(cvae, radius)")
     hint = f": use {how}" if isinstance(S, (str, Path)) or hasattr(S, "recognition") else ""

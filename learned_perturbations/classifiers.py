@@ -9,7 +9,6 @@ __all__ = ['classifiers', 'logits', 'plain_net', 'nets_behind', 'evaluating', 's
 
 # %% ../nbs/reference/classifiers.ipynb #47406bb5
 import functools
-import inspect
 import math
 from contextlib import contextmanager
 
@@ -19,8 +18,8 @@ from torch.nn import functional as F
 
 from .checks import check_count, check_images, check_labels, check_shape
 from .registry import Registry
-from .runs import (as_path, fill, find_saved, read_json, read_weights,
-                                        save_weights, write_json, write_text)
+from .runs import (fill, find_saved, read_json, read_weights, referred,
+                                        save_whole)
 
 # %% ../nbs/reference/classifiers.ipynb #ed791caf
 def logits(
@@ -61,20 +60,15 @@ def nets_behind(
     model, # any callable
 ):
     "Returns the modules that it is, wraps, or refers to."
-    found, todo, seen = [], [model], set()
+    found, todo, seen = [], [model], {}
     while todo:
-        f = todo.pop()
-        if id(f) in seen or not callable(f): continue
-        seen.add(id(f))
-        net = plain_net(f)
-        if isinstance(net, nn.Module): found += [net] * all(net is not m for m in found)
-        elif inspect.isfunction(net):
-            names = inspect.getclosurevars(net)
-            todo += names.nonlocals.values()
-            here = lambda v: getattr(v, "__module__", "") == net.__module__  # no library's
-            todo += [v for v in names.globals.values() if isinstance(v, nn.Module) or here(v)]
-        elif not inspect.isroutine(net): todo += getattr(net, "__dict__", {}).values()
-        if isinstance(f, functools.partial): todo += [*f.args, *f.keywords.values()]
+        part = todo.pop()
+        if id(part) in seen or isinstance(part, (str, int, float, torch.Tensor)): continue
+        seen[id(part)] = part  # kept, so that nothing else gets its number
+        net = plain_net(part) if callable(part) else part
+        if isinstance(net, nn.Module) and all(net is not m for m in found): found.append(net)
+        for some in net.modules() if isinstance(net, nn.Module) else [part]:
+            todo += referred(some)
     return found
 
 # %% ../nbs/reference/classifiers.ipynb #31b109d6
@@ -110,7 +104,11 @@ def scores_of_first(
             what += f" (its weights are {weights.dtype}, on {weights.device})"
         reason = str(e).strip().split("\n")[0]
         raise ValueError(f"the classifier cannot take {what}: {reason}") from e
-    return logits(lambda _: out, one)
+    z = logits(lambda _: out, one)
+    if z.shape[1] < 2:
+        raise ValueError("the model must score at least two classes, it scores "
+                         f"{z.shape[1]}: give a yes-or-no model the scores (-z, z)")
+    return z
 
 def check_takes(model, x):
     "Returns `model` if it takes such images; raises TypeError or ValueError if not."
@@ -125,13 +123,15 @@ def is_correct(
     y,         # labels, (N,)
     batch=None, # images at a time; None: 500, of large ones fewer
 ):
-    "Returns whether each prediction is right, (N,): its mean is the accuracy."
+    """Returns whether each prediction is right, (N,), of maps that of each labelled pixel: its
+    mean is the accuracy. Raises ValueError if a score is NaN."""
     y = check_labels(y, len(check_images(x)))
     check_labels(y, len(x), scores_of_first(model, x).shape[1])
     batch = batch or max(1, min(500, 6_000_000 // x[0].numel()))
-    with evaluating(model):
-        return torch.cat([logits(model, p).argmax(1) == q
-                          for p, q in zip(x.split(batch), y.split(batch))])
+    with evaluating(model): z = torch.cat([logits(model, p) for p in x.split(batch)])
+    if z.isnan().any(): raise ValueError("the model returned NaN: nothing can be said")
+    right = z.argmax(1) == y
+    return right if y.ndim == 1 else right[y != -100]
 
 # %% ../nbs/reference/classifiers.ipynb #d2d64f83
 classifiers = Registry("classifier", **{
@@ -317,15 +317,14 @@ def save_classifier(
 ):
     """Saves a classifier; `load_classifier(folder)` brings it back. Raises ValueError if it
     was not built by name."""
-    folder, net, results = as_path(folder), plain_net(net), results or {}
+    net = plain_net(net)
+    results = results or getattr(net, "results", {})
     if not hasattr(net, "config"):
         raise ValueError("only a classifier from build_classifier can be saved, also as "
                          "package.module:function: no name says how to build this one again")
     weights = {k.replace("_orig_mod.", ""): v for k, v in net.state_dict().items()}
-    save_weights(weights, folder / "model.safetensors", half)
-    if results: write_json(folder / "results.json", results)
-    write_text(folder / "README.md", classifier_card(net.config, results))
-    write_json(folder / "config.json", net.config)  # last: a folder with it is whole
+    card = classifier_card(net.config, results)
+    save_whole(folder, weights, net.config, card, results, half)
 
 # %% ../nbs/reference/classifiers.ipynb #08e7c0fe
 def load_classifier(

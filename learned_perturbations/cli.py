@@ -342,9 +342,9 @@ def lp_certify(
     n = check_count(chosen(n, 10_000, x.shape[1:], 2000), "n")
     most = float(certified_radius(
         clopper_pearson(n, n, alpha / 2 if adaptive else alpha), sigma))
-    if 0 < most < radius:
-        raise ValueError(f"{n} draws with sigma {sigma} certify at most radius {most:.2f}, "
-                         f"not {radius}: raise n or sigma")
+    if most <= 0 or most < radius:
+        raise ValueError(f"{n} draws with sigma {sigma} certify at most radius "
+                         f"{max(most, 0.):.2f}, not {radius or 'more'}: raise n or sigma")
     settings = dict(net=fingerprint(net), S=fingerprint(learned), images=fingerprint(x, y),
                     sigma=sigma, radius=radius, adaptive=adaptive, n=n, n0=n0, alpha=alpha,
                     sigma_x=sigma_x, precision=precision, seed=seed)
@@ -444,6 +444,8 @@ def lp_report(
     here = as_path(run)
     if not (here / "config.json").exists():
         raise FileNotFoundError(f"{run} is not the folder of a finished run")
+    if (check_folder(here) / "index.html").is_dir():
+        raise IsADirectoryError(f"{here / 'index.html'} is a folder: no page can be written")
     say(report_page(here.name, run_sections(here), here / "index.html").resolve())
 
 # %% ../nbs/reference/cli.ipynb #e55d736b

@@ -93,7 +93,8 @@ def add_entries(
         for k, p in registry.options(name).items():
             if k in seen: continue
             seen.add(k)
-            add_option(parser, k, type(p.default), p.default,
+            kind = type(p.default) if p.annotation is p.empty else p.annotation
+            add_option(parser, k, kind, p.default,
                        f"{registry.kind} {name}: {docs.get(k) or k}")
 
 # %% ../nbs/reference/console.ipynb #e5462850

@@ -16,14 +16,18 @@ import torch
 # %% ../nbs/01_criteria.ipynb #ce62066a
 from .checks import (check_count, check_ids, check_number, check_pairs,
                                           check_points, check_radii, check_seed, check_set)
-from .sets import ascend, norms, searching, select
+from .sets import ascend, conditioned, norms, searching, select
 
 # %% ../nbs/01_criteria.ipynb #7e6589ed
 def squared_error(
     images,  # (B, ...)
     x_tilde, # perturbed images, (B, ...)
 ):
-    "Returns the squared distance of each pair, summed over the image, (B,)."
+    """Returns the squared distance of each pair, summed over the image, (B,). Raises
+    ValueError if the shapes differ."""
+    if images.shape != x_tilde.shape:
+        raise ValueError(f"images must have the shape of x_tilde, {tuple(x_tilde.shape)}; got "
+                         f"{tuple(images.shape)}")
     return (images - x_tilde).pow(2).flatten(1).sum(1)
 
 # %% ../nbs/01_criteria.ipynb #9e3c5f38
@@ -96,7 +100,7 @@ def as_pair(S, x, x_tilde, radius=None, ids=None):
     "Returns what a search knows of B pairs, checked: cond, x_tilde, radius, ids."
     check_set(S), check_pairs(x, x_tilde)
     radius = check_radii(S.radius if radius is None else radius, x)
-    return dict(cond=S.condition(x), x_tilde=x_tilde, radius=radius, ids=check_ids(ids, x))
+    return dict(cond=conditioned(S, x), x_tilde=x_tilde, radius=radius, ids=check_ids(ids, x))
 
 # %% ../nbs/01_criteria.ipynb #c1daa69e
 def hop(

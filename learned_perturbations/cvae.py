@@ -17,12 +17,10 @@ from torch.nn import functional as F
 
 # %% ../nbs/03_cvae.ipynb #cfc61075
 from .checks import check_radius, check_shape
-from .pairs import batches
+from .pairs import as_pairs, batches
 from .registry import Registry
-from .runs import (as_path, device_of, fill, find_saved,
-                                        over_processes, packaged, read_json, read_weights,
-                                        save_weights,
-                                        write_json, write_text)
+from .runs import (device_of, fill, find_saved, over_processes, packaged,
+                                        read_json, read_weights, save_whole)
 from .sets import PerturbationSet
 
 # %% ../nbs/03_cvae.ipynb #54a9ef79
@@ -226,11 +224,12 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
     ):
         "Yields the recognition distributions of all pairs, in batches."
         device = device_of(self)
-        for _, x, x_tilde, *_ in batches(pairs, 256, seed):
+        for _, x, x_tilde, *_ in batches(as_pairs(pairs), 256, seed):
             yield self.posterior(x.to(device), x_tilde.to(device))
 
     def kl_per_dimension(self, pairs, seed=0):
         "Returns the mean KL of each latent dimension over a source of pairs in nats, (k,)."
+        pairs = as_pairs(pairs)
         return sum(q.kl.sum(0) for q in self.posteriors(pairs, seed)) / len(pairs)
 
     def active(self, pairs, threshold=.01, seed=0):
@@ -253,13 +252,10 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         if not hasattr(self.cvae, "config"):
             raise ValueError("this CVAE was not made by `build`, so nothing says how to make "
                              "it again: register its function and build it by name")
-        folder, config = as_path(save_directory), dict(
-            self.cvae.config, likelihood=self.cvae.likelihood, radius=self.radius)
+        config = dict(self.cvae.config, likelihood=self.cvae.likelihood, radius=self.radius)
         if self.dims is not None: config["dims"] = self.dims.tolist()
-        save_weights(self.cvae.state_dict(), folder / "model.safetensors", half)
-        if self.results: write_json(folder / "results.json", self.results)
-        write_text(folder / "README.md", set_card(self))
-        write_json(folder / "config.json", config)  # last: a folder with it is whole
+        weights, card = self.cvae.state_dict(), set_card(self)
+        save_whole(save_directory, weights, config, card, self.results, half)
 
     def generate_model_card(self, *args, **kw): return ModelCard(set_card(self))
 
@@ -283,8 +279,8 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         if not isinstance(config, dict) or not needed <= set(config):
             raise ValueError(f"{folder / 'config.json'} does not describe a set: it needs "
                              f"{', '.join(sorted(needed))}")
-        cvae = build(config["network"], config["shape"], config["likelihood"],
-                     **config["options"])
+        cvae = build(config["network"], config["shape"], **config["options"])
+        cvae.likelihood = config["likelihood"]  # looked up where it is needed: in training
         S = cls(fill(cvae, read_weights(weights), weights),
                 config["radius"], config.get("dims"))
         if (folder / "results.json").exists(): S.results = read_json(folder / "results.json")

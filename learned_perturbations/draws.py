@@ -42,8 +42,9 @@ def row_bits(
     stream, # what it is for: words and whole numbers for all items, or (B,) tensors of them
 ):
     "Returns 64 random bits for each item, (B,), int64."
+    if ids.is_floating_point(): raise TypeError(f"ids must be integers, got {ids.dtype}")
     same = stream_key(seed, *(s for s in stream if not isinstance(s, torch.Tensor)))
-    rows = splitmix64(ids ^ same)
+    rows = splitmix64(ids.long() ^ same)
     for s in stream:
         if isinstance(s, torch.Tensor): rows = splitmix64(rows ^ s)
     return rows

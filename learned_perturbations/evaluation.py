@@ -19,6 +19,7 @@ from .checks import check_count, check_pairs, check_radius, check_set
 from .criteria import (draw_errors, farthest, log_mean_likelihood,
                                             nearest, squared_error)
 from .cvae import bernoulli
+from .pairs import as_pairs
 from .rows import in_rows
 from .runs import device_of, fingerprint, mixed, proportion, summary
 from .sets import PerturbationSet, ascend, norms, searching
@@ -43,7 +44,13 @@ def posterior_likelihood(
     return log_p.logsumexp(1) - math.log(u.shape[1]) - inside - .5 * d * math.log(2 * math.pi)
 
 # %% ../nbs/08_evaluation.ipynb #0e263a74
-def distances(S, cond, q, x, x_tilde, steps, starts, seed, ids, precision):
+def distances(
+    S, cond, q,    # set, what is known of the images, and their recognition distributions
+    x, x_tilde,    # images, (B, C, H, W)
+    steps, starts, # of the searches
+    seed, ids,     # of everything random, and the numbers of the examples
+    precision,     # of the searches
+):
     """Returns the squared distances from x̃ to x, the encoding, the nearest and the farthest
     image found, (B,) each."""
     at = lambda u: squared_error(S.perturb(cond, u), x_tilde)
@@ -110,7 +117,7 @@ def bounds_that_hold(
 # %% ../nbs/08_evaluation.ipynb #793b8ac3
 def evaluate(
     S,         # a LearnedSet
-    pairs,     # a source of held-out pairs
+    pairs,     # held-out pairs: a source, or a Dataset of pairs
     passes=3,  # how often to go through them, with new perturbations each time
     steps=50,  # gradient steps of a climb, in the searches
     starts=32, # most climbs of each search
@@ -123,7 +130,11 @@ def evaluate(
 ):
     """Returns the quality table of a learned set on held-out pairs: summaries, and shares of
     pairs on which bounds hold."""
-    device, n = device_of(check_set(S)), len(pairs)
+    if not hasattr(check_set(S), "posterior"):
+        raise TypeError("S must be a learned set: the table needs its recognition network")
+    pairs = as_pairs(pairs)
+    if not (n := len(pairs)): raise ValueError("pairs has no items")
+    device = device_of(S)
     settings = dict(passes=check_count(passes, "passes"), steps=check_count(steps, "steps"),
                     starts=check_count(starts, "starts"),
                     precision=precision, points=check_count(points, "points"), alpha=alpha,

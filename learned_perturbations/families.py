@@ -180,7 +180,13 @@ def narrowed(
     return coarse
 
 # %% ../nbs/06_families.ipynb #14ff70db
-def family(kind, code, shape, preset, widths, latents, prior):
+def family(
+    kind, code,       # name of the family, and the class of its code
+    shape,            # of one image, (C, H, W)
+    preset,           # a name of presets
+    widths, latents,  # in place of the preset's, or None
+    prior,            # a network that sees x? else N(0, I) for every image
+):
     "Returns the CVAE of a family. Raises ValueError for small images and unknown presets."
     if len(shape) != 3 or min(shape[1:]) < 16:
         raise ValueError(f"{kind} takes images (C, H, W) from 16×16 up, got {tuple(shape)}")

@@ -52,7 +52,8 @@ def split_items(
     parts=("val", "test"), # the parts that are held out
 ):
     "Returns the positions of a part's items, (n,). Raises ValueError if there are too few."
-    hashes = [hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names]
+    words = [n.encode(errors="surrogateescape") for n in names]
+    hashes = [hashlib.blake2b(w, digest_size=8).digest() for w in words]
     ids = torch.tensor([int.from_bytes(h, "little", signed=True) for h in hashes])
     u = draws.uniform(ids, (), check_seed(seed), "held out")
     place = u / check_share(held_out, len(names), parts)

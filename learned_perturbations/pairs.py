@@ -56,7 +56,7 @@ class Pairs:
     def to(self,
         device, # torch.device
     ):
-        "Returns a copy that holds its images there, or the source itself, which cannot."
+        "Returns a copy that holds its images there; here, the source itself: it holds none."
         return self
 
 # %% ../nbs/02_pairs.ipynb #2b0db708
@@ -194,13 +194,13 @@ class VersionPairs(Pairs):
 def folder(
     split, # "train", "val" or "test"
     *,
-    root,         # folder with before/NAME.* and after/NAME*.*
+    root:str,     # folder with before/NAME.* and after/NAME*.*
     size=None,    # (height, width) to resize to; None: all images have one size
     channels=None,# 1: grey, 3: RGB; None: as the first image is
     held_out=.1,  # share of the names in each of "val" and "test"
     split_seed=0, # of the choice which names these are
 ):
-    "Photographs before and after, paired by name."
+    "Returns photographs before and after, paired by name. Raises ValueError if they are not."
     blocks = {name: [before, *after] for name, (before, after) in paired_files(root).items()}
     x, at = part_of(blocks, split, root, size, channels, held_out, split_seed)
     items, versions = [r[0] for r in at.values()], [r[1:] for r in at.values()]
@@ -228,16 +228,17 @@ class ScenePairs(VersionPairs):
 def scenes(
     split, # "train", "val" or "test"
     *,
-    root,          # folder with SCENE/CONDITION.*
-    reference=None,# pattern of the condition that is always x; None: any two are a pair
-    exclude=None,  # pattern of files that are left out
-    mask=None,     # pattern of label maps, which are no images
+    root:str,      # folder with SCENE/CONDITION.*
+    reference:str=None, # pattern of the condition that is always x; None: any two are a pair
+    exclude:str=None,   # pattern of files that are left out
+    mask:str=None, # pattern of label maps, which are no images
     size=None,     # (height, width) to resize to; None: all images have one size
     channels=None, # 1: grey, 3: RGB; None: as the first image is
     held_out=.1,   # share of the scenes in each of "val" and "test"
     split_seed=0,  # of the choice which scenes these are
 ):
-    "Scenes or persons, each photographed under several conditions."
+    """Returns pairs of scenes or persons, each photographed under several conditions. Raises
+    ValueError for scenes that give no pair."""
     found = scene_files(root, exclude, mask)
     images = {name: paths for name, (paths, _) in found.items()}
     check_reference(images, reference)
@@ -295,7 +296,12 @@ class DatasetPairs(Pairs):
     ):
         self.data, self.like = data, None
         if not len(data): raise ValueError(f"{type(data).__name__} is empty")
-        self.like = [t.shape[1:] for t in self.batch(torch.tensor([0]))]
+        first, again = (self.batch(torch.tensor([0])) for _ in range(2))
+        if any((a != b).any() for a, b in zip(first, again)):
+            raise ValueError(f"item 0 of {type(data).__name__} differs when it is asked for "
+                             "twice: take random numbers from torch, numpy.random or random, "
+                             "which are seeded for each item")
+        self.like = [t.shape[1:] for t in first]
 
     def __len__(self): return len(self.data)
 
@@ -356,7 +362,8 @@ def held_out_pairs(
     share=.1, # of the items, or of the scenes or persons they show
     seed=0,   # another seed, another choice
 ):
-    "Returns pairs to learn from, and pairs to choose by. Raises ValueError if it is one."
+    """Returns pairs to learn from, and pairs to choose by. Raises ValueError if there is only
+    one item (or scene), which cannot be split."""
     pairs = as_pairs(pairs)
     known = [getattr(pairs, k, None) for k in ("groups", "names")]
     by = next((k for k in known if k is not None), range(len(pairs)))
@@ -371,13 +378,13 @@ def held_out_pairs(
 def npz(
     split, # "train", "val" or "test"
     *,
-    path,         # .npz file with x, x_tilde, maybe y; maybe x_val, x_tilde_val, x_test, …
+    path:str,     # .npz file with x, x_tilde, maybe y; maybe x_val, x_tilde_val, x_test, …
     size=None,    # (height, width) to resize to; None: as they are
     channels=None,# 1: grey, 3: RGB; None: as they are
     held_out=.1,  # share of the pairs in each of "val" and "test" without arrays of its own
     split_seed=0, # of the choice which pairs these are
 ):
-    "Pairs in arrays."
+    "Returns the pairs of one file. Raises ValueError, with its name, if they are unfit."
     whole, keys = read_arrays(path), ("x", "x_tilde")
     arrays, names = part_arrays(whole, path, keys, split, held_out, split_seed)
     size, y = check_size(size), arrays.pop("y", None)
@@ -414,7 +421,7 @@ def images(
     split,    # "train", "val" or "test"
     **kwargs, # which images, and how: options of labelled
 ):
-    "Labelled images as they are: x̃ = x."
+    "Returns labelled images as pairs with x̃ = x."
     found = labelled(split=split, **kwargs)
     return with_names(CleanPairs(found.x, found.y), found)
 
@@ -427,7 +434,7 @@ def linf(
     fixed=0,    # perturbed versions of each image, drawn once; 0: new ones each time
     **kwargs,   # which images, and how: options of labelled
 ):
-    "Labelled images with uniform noise in every pixel."
+    "Returns pairs of labelled images and the same with uniform noise in every pixel."
     found = labelled(split=split, many_classes=True, **kwargs)
     S, fixed = LinfSet(found.x.shape[1:], epsilon), fixed if split == "train" else 0
     return with_names(KnownPairs(found.x, S, fixed or None, found.y), found)
@@ -444,7 +451,7 @@ def rts(
     fixed=0,        # perturbed versions of each image, drawn once; 0: new ones each time
     **kwargs,       # which images, and how: other options of labelled
 ):
-    "Labelled images rotated, translated and scaled."
+    "Returns pairs of labelled images and the same rotated, translated and scaled."
     found = labelled(split=split, pad=pad, many_classes=True, **kwargs)
     S, fixed = RTSSet(angle, tuple(scale), shift), fixed if split == "train" else 0
     return with_names(KnownPairs(found.x, S, fixed or None, found.y), found)

@@ -39,7 +39,9 @@ class Registry:
         module, _, function = entry.partition(":")
         try: return getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as e:
-            raise ValueError(f"{self.kind} {name!r} cannot be used: {e}") from e
+            hint = ("; a module in this folder is found if PYTHONPATH=. stands before the "
+                    "command" if isinstance(e, ModuleNotFoundError) else "")
+            raise ValueError(f"{self.kind} {name!r} cannot be used: {e}{hint}") from e
 
     def options(self,
         name, # of an entry, or an address

@@ -24,6 +24,7 @@ def report_page(
     path,     # of the .html file
 ):
     "Writes a self-contained page and returns its path."
+    title = title.encode(errors="replace").decode()  # of a folder whose name is no text
     style = ("body{font:16px/1.5 sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
              "img{max-width:100%}"
              "table{border-collapse:collapse;display:block;overflow-x:auto}"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'clean', 'pairs', 'augment', 'adversarial_plain',
            'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
-           'check_harden_recipe', 'frozen', 'labelled_pairs', 'count_classes', 'harden_loss', 'check_learned',
-           'match_set', 'set_and_data', 'complete_harden', 'harden', 'train_classifier', 'load_hardened', 'check_own',
-           'new_classifier', 'save_hardened']
+           'check_harden_recipe', 'frozen', 'LabelledItems', 'labelled_pairs', 'count_classes', 'harden_loss',
+           'check_learned', 'match_set', 'set_and_data', 'complete_harden', 'harden', 'train_classifier',
+           'load_hardened', 'check_own', 'new_classifier', 'save_hardened']
 
 # %% ../nbs/11_robust_training.ipynb #7d5828d7
 import copy
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/11_robust_training.ipynb #d50911f9
@@ -31,17 +32,15 @@ from .classifiers import (build_classifier, classifiers, evaluating,
                                                save_classifier, scores_of_first)
 from .cvae import LearnedSet
 from .loop import fit
-from .pairs import Subset, TensorPairs, sources
-from .recipe import (Training, begin_run, check_training, known, pick,
-                                          schedule)
+from .pairs import Subset, TensorPairs, as_pairs, sources
+from .recipe import (Training, begin_run, check_idle, check_training,
+                                          has_ended, known, pick, schedule)
 from .registry import Registry
-from .runs import (alone, check_folder, check_same, check_unshared,
-                                        device_of,
-                                        environment, fill,
-                                        fingerprint, processes, read_json, read_weights,
-                                        save_weights, write_json)
+from .runs import (alone, check_folder, check_unshared, device_of,
+                                        environment, fill, fingerprint, processes, read_json,
+                                        read_weights, save_weights, write_json)
 from .sets import ascend, steepest
-from .training import step_seconds
+from .training import check_items, step_seconds
 
 # %% ../nbs/11_robust_training.ipynb #511ec572
 def divergence(
@@ -89,30 +88,42 @@ class Hardening:
         with torch.no_grad(): return self.S.perturb(cond, u)
 
 # %% ../nbs/11_robust_training.ipynb #6cf7a484
-def answer(net, x, y):
+def answer(
+    net, # classifier, from images to logits
+    x,   # images, (B, C, H, W)
+    y,   # labels, (B,)
+):
     "Returns cross-entropy and logits at the images x."
     z = logits(net, x)
     return cross_entropy(z, y), z
 
-def clean(h, net, x, x_tilde, y, step): return answer(net, x, y)
+def clean(h, net, x, x_tilde, y, step):
+    "Asks for the class of the image itself."
+    return answer(net, x, y)
 
-def pairs(h, net, x, x_tilde, y, step): return answer(net, x_tilde, y)
+def pairs(h, net, x, x_tilde, y, step):
+    "Asks for the class of the real perturbed image."
+    return answer(net, x_tilde, y)
 
 def augment(h, net, x, x_tilde, y, step):
+    "Asks for the class of a random point of the set, from the truncated normal law."
     u = h.S.sample(step.ids, how="truncated", radius=h.now(step), seed=step.seed,
                    stream=("augment", step.epoch))
     with torch.no_grad(): images = h.S.perturb(h.S.condition(x), u)
     return answer(net, images, y)
 
 def adversarial_plain(h, net, x, x_tilde, y, step):
+    "Asks for the class of the worst point found (Madry et al. 2018)."
     return answer(net, h.worst(net, x, step, lambda z: cross_entropy(z, y)), y)
 
 def adversarial(h, net, x, x_tilde, y, step):
+    "Asks for the class of the image or of the worst point found, whichever costs more."
     worst, z = adversarial_plain(h, net, x, x_tilde, y, step)
     return torch.maximum(answer(net, x, y)[0], worst), z
 
 # %% ../nbs/11_robust_training.ipynb #dfb1e7a3
 def trades(h, net, x, x_tilde, y, step):
+    "Asks for the image's class, and for the same answer at another point (Zhang et al. 2019)."
     inner = plain_net(net)
     with torch.no_grad(), evaluating(inner): p = logits(inner, x).softmax(1)
     images = h.worst(net, x, step, lambda q: divergence(q, p, y))
@@ -121,6 +132,7 @@ def trades(h, net, x, x_tilde, y, step):
     return values + h.weight * divergence(worst, z.softmax(1), y), worst
 
 def fast(h, net, x, x_tilde, y, step):
+    "Asks for the class of the point one long step away (Wong, Rice & Kolter 2020)."
     inner, v, radius = plain_net(net), h.start(step).requires_grad_(), h.now(step)
     with torch.no_grad(): cond = h.S.condition(x)
     with evaluating(inner):
@@ -131,6 +143,7 @@ def fast(h, net, x, x_tilde, y, step):
     return answer(net, images, y)
 
 def free(h, net, x, x_tilde, y, step):
+    "Asks at a point that moves on with each use of a batch (Shafahi et al. 2019)."
     radius, goes_on = h.now(step), h.held is not None and h.held.grad is not None
     if not goes_on or h.epoch != step.epoch or len(h.held) != len(x):
         u = h.start(step)  # an epoch begins like any other
@@ -140,6 +153,7 @@ def free(h, net, x, x_tilde, y, step):
     return answer(net, h.S.perturb(cond, h.held), y)
 
 def gaussian(h, net, x, x_tilde, y, step):
+    "Asks for the class under noise, and for the same answer twice (Jeong & Shin 2020)."
     u = h.S.sample(step.ids, 2, "gaussian", sigma=h.sigma, seed=step.seed,
                    stream=("smoothed training", step.epoch))
     with torch.no_grad(): images = h.S.perturb(h.S.condition(x), u)
@@ -250,15 +264,29 @@ def frozen(
         for w in weights: w.requires_grad_(True)
 
 # %% ../nbs/11_robust_training.ipynb #b3a0d50a
+class LabelledItems:
+    "The items of a Dataset of (x, y) as pairs (x, x, y); items (x, x̃, y) as they are."
+    def __init__(self, data): self.data = data
+    def __len__(self): return len(self.data)
+    def __getitem__(self, i):
+        x, *rest = self.data[i]
+        return (x, x, *rest) if len(rest) < 2 else (x, *rest)
+
 def labelled_pairs(
-    data, # (x, y), (x, y, x_tilde), or a source of pairs with labels
+    data, # (x, y), (x, y, x_tilde), a Dataset of (x, y), or a source of pairs with labels
 ):
     "Returns a source that gives (x, x̃, y). Raises TypeError or ValueError if data is none."
-    if not isinstance(data, (tuple, list)): return data
-    x, y, *x_tilde = data
-    check_labels(y, len(check_images(x)))
-    if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
-    return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        x, y, *x_tilde = data
+        check_labels(y, len(check_images(x)))
+        if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
+        return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
+    if hasattr(data, "batch"): return data
+    if isinstance(data, DataLoader): data = data.dataset
+    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+        raise TypeError("data must be (x, y), (x, y, x_tilde), a Dataset of (x, y), or a "
+                        f"source with labels; got {type(data).__name__}")
+    return as_pairs(LabelledItems(data))
 
 # %% ../nbs/11_robust_training.ipynb #6127ccb6
 def count_classes(
@@ -355,12 +383,15 @@ def harden(
     folder="runs", # the run goes to a sub-folder with the recipe's name
     S=None,        # a PerturbationSet in place of the recipe's
     net=None,      # a classifier to train in place, instead of a new one
-    data=None,     # (x, y), (x, y, x_tilde) or a labelled source, in place of the recipe's
+    data=None,     # (x, y), (x, y, x_tilde), a Dataset of (x, y) or a labelled source
     **changed,     # fields to change, and options of source and classifier
 ):
     """Returns a recipe's trained classifier, saved in `folder/name`. A finished run is loaded,
     an interrupted one goes on; one made otherwise is an error that says what differs."""
-    asked, S, data = set_and_data(get_harden_recipe(recipe, **changed), S, data)
+    asked = get_harden_recipe(recipe, **changed)
+    if data is not None:
+        check_idle("data", get_harden_recipe(recipe).source_options, asked.source_options)
+    asked, S, data = set_and_data(asked, S, data)
     if net is not None and asked.begin:
         raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     made = dict(asdict(asked), data=fingerprint(data),
@@ -369,8 +400,7 @@ def harden(
                 S=fingerprint(S, S.radius) if S is not None else None)
     with alone(Path(folder) / asked.name):
         here = check_folder(Path(folder) / asked.name)
-        finished = here / ("config.json" if net is None else "results.json")
-        if finished.exists(): return load_hardened(here, made, net)
+        if (done := load_hardened(here, made, net)) is not None: return done
         return train_classifier(here, asked, made, S, data, net)
 
 # %% ../nbs/11_robust_training.ipynb #c7a1e001
@@ -383,10 +413,11 @@ def train_classifier(
     net,   # a classifier to train in place, or None
 ):
     "Returns the trained classifier of a new run, or of one that was interrupted; saves it."
+    check_items(data, "data")
     classes, own = count_classes(data), net is not None
     shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
     net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
-    home = device_of(S)
+    before, home = copy.deepcopy(net.state_dict()) if own else None, device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
                   asked.weight, asked.sigma_x)
@@ -395,7 +426,10 @@ def train_classifier(
         r = HardenRecipe(**r)
         for line in words: tqdm.write(f"{r.name}: {line}")
         repeats = r.steps if r.method == "free" else 1
-        history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
+        try: history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
+        except BaseException:  # the same call goes on with the same net
+            if own: net.load_state_dict(before)
+            raise
     if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
     results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
@@ -407,14 +441,17 @@ def train_classifier(
 
 # %% ../nbs/11_robust_training.ipynb #c7a1e002
 def load_hardened(
-    here, # folder of a finished run
+    here, # folder of a run
     made, # what a run asked for now is made from
     net,  # the classifier that was trained in place, or is to be; None: a new one
 ):
-    "Returns the classifier of a finished run. Raises ValueError if it was made otherwise."
-    results = read_json(here / "results.json")
-    if net is not None and fingerprint(plain_net(net)) == results["trained"]: return net.eval()
-    check_same(here, results["made"], made)
+    """Returns the classifier of a run that has ended, or None if none has. Raises ValueError
+    if it was made otherwise."""
+    results = here / "results.json"
+    if net is not None and results.exists():
+        trained = read_json(results).get("trained")
+        if fingerprint(plain_net(net)) == trained: return net.eval()
+    if not has_ended(here, made): return None
     if net is None: return load_classifier(here)
     fill(plain_net(net), read_weights(here / "model.safetensors"), here)
     return net.eval()

@@ -62,18 +62,28 @@ def moving(
         effect += value_and_gradient(task, value, task.start("moving", i))[1].square()
     return effect >= least**2 * effect.amax(1, keepdim=True)
 
-def edge(task, n, *stream):
+def edge(
+    task,    # a Task
+    n,       # points for each example
+    *stream, # what they are for: words and numbers
+):
     """Returns n random points of the boundary of each example's ball, (B, n, k), in the
     dimensions that move its image."""
     u = 1e6 * task.samples(n, *stream)
     if task.dims is not None: u = u * task.dims[:, None]
     return task.S.project(u, task.radius[:, None].expand(u.shape[:2]))
 
-def at_once(task):
+def at_once(
+    task, # a Task
+):
     "Returns how many images to compute at a time: the cache should hold them, or a GPU work."
     return max(1, (2**23 if task.radius.is_cuda else 2**17) // task.pixels)
 
-def towards(z, y, target):
+def towards(
+    z,      # logits, (B, classes) or (B, classes, H, W)
+    y,      # labels, (B,) or (B, H, W)
+    target, # classes to reach, as y; negative: any wrong one
+):
     "Returns `margin` to the target, or to any other class where the target is negative, (B,)."
     free = target.flatten(1).amax(1) < 0 if target.ndim > 1 else target < 0
     return torch.where(free, margin(z, y), margin(z, y, target))
@@ -94,11 +104,21 @@ def worst_of(
     return points[torch.arange(len(points), device=points.device), at]
 
 # %% ../nbs/10_suite.ipynb #d490c369
-def sampled(task, s, bank, target, n=64):
+def sampled(
+    task,   # a Task: the examples that stand
+    s,      # number of the start
+    bank,   # not used here
+    target, # classes to reach, as y; negative: any wrong one
+    n=64,   # points that are tried
+):
     "Returns the worst of n points of the boundary, and the length of the first step."
     return worst_of(task, edge(task, n, "sampled", s), target), .1
 
-def from_random(task, s, bank, target):
+def from_random(
+    task,         # a Task: the examples that stand
+    s,            # number of the start
+    bank, target, # not used here
+):
     "Returns a random point of the boundary, and the length of the first step."
     return edge(task, 1, "random", s)[:, 0], 1.
 
@@ -191,7 +211,7 @@ class SuiteAttack(NamedTuple):
     "The worst points found by many starts, and whether more of them would change much."
     x_adv: torch.Tensor   # their images, (B, C, H, W)
     u: torch.Tensor       # their latent points, (B, k)
-    success: torch.Tensor # whether the model is wrong there, (B,)
+    success: torch.Tensor # whether the attack succeeded there, (B,)
     stage: torch.Tensor   # position in accuracy where each example fell, (B,); -1: none
     converged: bool       # by the rule of work
     accuracy: list        # (starts, share that stands), first after none: the centre
@@ -339,10 +359,11 @@ def smallest_radius(
 
 # %% ../nbs/10_suite.ipynb #0dd5b796
 def robust_accuracy(
-    smallest, # radius of smallest_radius, (B,)
+    smallest, # a Smallest, or its radius, (B,)
     radii,    # where to read the curve, (n,)
 ):
     "Returns the share of examples that stand at each radius, (n,): accuracy under attack."
+    smallest = getattr(smallest, "radius", smallest)
     return (smallest[None] > torch.as_tensor(radii).to(smallest)[:, None]).float().mean(1)
 
 # %% ../nbs/10_suite.ipynb #0432fd28

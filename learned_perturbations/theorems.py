@@ -45,7 +45,8 @@ def pair_terms(
     log_lik, # R, mean log-likelihood under the recognition distribution, (B,), nats
     d,       # entries of an image
 ):
-    "Returns K_i = 2·kl, (B, k), and the mean squared error, (B,), float64. Raises ValueError."
+    """Returns K_i = 2·kl, (B, k), and the mean squared error, (B,), float64. Raises TypeError
+    or ValueError."""
     for name, t in (("kl", kl), ("log_lik", log_lik)):
         if not isinstance(t, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
@@ -87,7 +88,10 @@ def like_input(values, kl, log_lik):
     return torch.as_tensor(values, dtype=dtype, device=kl.device).expand(len(kl)).clone()
 
 # %% ../nbs/04_theorems.ipynb #5ab962cf
-def ball_of_theorem_1(K, alpha):
+def ball_of_theorem_1(
+    K,     # twice the KL divergence of each dimension, a float64 array (B, k)
+    alpha, # share of q that may be left out, a number or (B,)
+):
     "Returns ε = B r + √ΣK_i, a float64 array (B,)."
     r = np.sqrt(2 * special.gammainccinv(K.shape[1] / 2, alpha))  # 1 - α quantile of chi
     return np.sqrt(largest_variance(K.max(1))) * r + np.sqrt(K.sum(1))

@@ -78,9 +78,9 @@ class Cache:
 
     def path(self, name, severity, i):
         "Returns the file of a block."
-        if not isinstance(name, str) and not hasattr(name, "__qualname__"):
-            raise TypeError("a version in a file must be a word or a module's function, "
-                            f"got {name!r}")
+        if not isinstance(name, str) and not getattr(name, "__qualname__", "<").isidentifier():
+            raise TypeError("a version in a file must be a word or a module's function, which "
+                            f"its name tells from others; got {name!r}")
         word = name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}"
         return self.folder / f"{word.replace(':', '.')}-{severity}" / f"{i:05d}.npy"
 
