@@ -289,7 +289,8 @@ def one_by_one(
             if out.shape != p.shape or not ((out > -1) & (out < 2)).all():
                 raise ValueError(f"corruption {name} must return finite numbers of about "
                                  f"[0, 1], shape {tuple(p.shape)}; got shape "
-                                 f"{tuple(out.shape)}, from {out.min():.3g} to {out.max():.3g}")
+                                 f"{tuple(out.shape)}, from {out.min():.3g} "
+                                 f"to {out.max():.3g}")
             done.append(out)
         return torch.stack(done)
     return corruption
