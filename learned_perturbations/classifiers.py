@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .checks import check_count, check_images, check_labels, check_shape
 from .registry import Registry
-from .runs import (fill, find_saved, read_json, read_weights, referred,
+from .runs import (fill, find_saved, reached, read_json, read_weights,
                                         save_whole)
 
 # %% ../nbs/reference/classifiers.ipynb #ed791caf
@@ -60,16 +60,8 @@ def nets_behind(
     model, # any callable
 ):
     "Returns the modules that it is, wraps, or refers to."
-    found, todo, seen = [], [model], {}
-    while todo:
-        part = todo.pop()
-        if id(part) in seen or isinstance(part, (str, int, float, torch.Tensor)): continue
-        seen[id(part)] = part  # kept, so that nothing else gets its number
-        net = plain_net(part) if callable(part) else part
-        if isinstance(net, nn.Module) and all(net is not m for m in found): found.append(net)
-        for some in net.modules() if isinstance(net, nn.Module) else [part]:
-            todo += referred(some)
-    return found
+    nets = [plain_net(part) for part, _ in reached(model) if isinstance(part, nn.Module)]
+    return [*{id(net): net for net in nets}.values()]
 
 # %% ../nbs/reference/classifiers.ipynb #31b109d6
 @contextmanager

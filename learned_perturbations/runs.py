@@ -6,8 +6,8 @@
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
            'as_path', 'new_file_mode', 'naming', 'replacing', 'plain', 'write_text', 'as_json', 'write_json',
            'read_json', 'check_folder', 'alone', 'check_unshared', 'save_weights', 'read_weights', 'save_whole', 'fill',
-           'packaged', 'find_saved', 'is_ours', 'global_names', 'referred', 'numbers_of', 'fingerprint', 'check_same',
-           'summary', 'proportion', 'write_results', 'measured']
+           'packaged', 'find_saved', 'is_ours', 'global_names', 'referred', 'is_value', 'reached', 'numbers_of',
+           'fingerprint', 'check_same', 'summary', 'proportion', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import dis
@@ -377,27 +377,35 @@ def referred(
     passing = *inner, "_compiled_call_impl", "results", "config"
     return [v for k, v in sorted(getattr(part, "__dict__", {}).items()) if k not in passing]
 
-def _behind(part):
-    """Yields what a callable works with: nets, names of functions and classes, and values
-    bound in functions and partials. Other values of objects may change with each call."""
+def is_value(v):
+    "Returns whether it is a number, a word, a tensor or an array of numbers, or None."
+    if isinstance(v, np.ndarray): return v.dtype.kind in "biufc"
+    return v is None or isinstance(v, (torch.Tensor, np.generic, int, float, str))
+
+def reached(
+    part, # a callable, a container, or an object of the user's
+):
+    """Yields it, and all that it refers to by any number of steps: each with whether it is
+    bound in a function or a partial."""
     todo, seen = [(part, False)], {}
     while todo:
         p, bound = todo.pop()
-        if isinstance(p, (torch.Tensor, np.generic, int, float, str)) or p is None:
-            if bound: yield p
-            continue
-        if isinstance(p, np.ndarray) and p.dtype.kind in "biufc":
-            if bound: yield p
-            continue
-        if id(p) in seen: continue
-        seen[id(p)] = p
-        if p is not part and isinstance(p, nn.Module): yield p
-        elif p is not part and callable(p):
-            yield getattr(p, "__qualname__", type(p).__qualname__)
+        if is_value(p): yield p, bound
+        if is_value(p) or id(p) in seen: continue
+        seen[id(p)] = p  # kept, so that nothing else gets its number
+        yield p, bound
         inner = isinstance(p, partial) or inspect.isfunction(p) or (
             bound and isinstance(p, (tuple, dict)))  # a list may count calls
         of = p.modules() if isinstance(p, nn.Module) else [p]
         todo += [(v, inner) for q in of for v in reversed(referred(q))]
+
+def _behind(part):
+    """Yields what a callable works with: nets, names of functions and classes, and values
+    bound in functions and partials. Other values of objects may change with each call."""
+    for p, bound in reached(part):
+        if p is part or is_value(p) and not bound: continue
+        if is_value(p) or isinstance(p, nn.Module): yield p
+        elif callable(p): yield getattr(p, "__qualname__", type(p).__qualname__)
 
 def numbers_of(S):
     "Returns tensors, arrays and lists of numbers that a user's set holds, a list."
