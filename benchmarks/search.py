@@ -86,4 +86,4 @@ def main(
             with evaluating(net): rows = [dict(seconds=s, left=left, after=what) for s, left, what in method(net, S, x, y, radius, most)]
             results.append(dict(classifier=name, radius=radius, method=method.__name__, rows=rows))
             print(name, radius, method.__name__, "; ".join(f"{r['left']:.1%} in {r['seconds']:.0f} s ({r['after']})" for r in rows[-1:] + rows[:-1:4]), flush=True)
-            runs.write_results(path, n=n, most=most, threads=threads, clock="processor seconds" if device.type == "cpu" else "seconds", results=results)
+            runs.write_results(path, weights={c: runs.fingerprint(S, load_classifier(c)) for c, _ in cases}, n=n, most=most, threads=threads, clock="processor seconds" if device.type == "cpu" else "seconds", results=results)

@@ -186,9 +186,9 @@ def prepare(
     if check_number(share, "share", high=1, within=False) == 0:
         raise ValueError("share must be greater than 0")
     radius = check_radii(S.radius if radius is None else radius, x)
-    y, ids = check_labels(y, len(x)), check_ids(ids, x)
+    y, ids = check_labels(y, len(x)).to(x.device), check_ids(ids, x)
     if targets is not None:
-        targets = check_labels(targets, len(x), name="targets")
+        targets = check_labels(targets, len(x), name="targets").to(x.device)
         if y.ndim == 1 and targets.ndim == 1 and (targets == y).any():
             raise ValueError("targets must be other classes than y")
     task = Task(model, S, x, y, radius, targets, share, precision, check_seed(seed), ids)
@@ -472,8 +472,8 @@ def mean_iou(
     classes,    # number of classes
 ):
     "Returns intersection over union, averaged over the classes that occur, a float."
-    counted = check_labels(y, len(y), classes) != -100
-    check_labels(prediction, len(y), classes, "prediction")
+    y = check_labels(y, len(y), classes)
+    prediction, counted = check_labels(prediction, len(y), classes, "prediction"), y != -100
     table = torch.bincount(y[counted] * classes + prediction[counted], minlength=classes**2)
     table = table.reshape(classes, classes).double()
     both, either = table.diagonal(), table.sum(0) + table.sum(1) - table.diagonal()

@@ -258,7 +258,7 @@ def set_parts(
 # %% ../nbs/15_benchmark.ipynb #47f984ac
 def benchmark(
     model,                     # any function from images in [0, 1] to class scores
-    dataset="cifar10",         # what the images are called
+    dataset="cifar10",         # what the images are called; other than cifar10: give data
     threat_model="corruptions",# "corruptions", or a PerturbationSet with encode
     data=None,                 # CorruptedImages, (x, y), a file or folder, as in test_images
     name=None,                 # of the model; None: that of its class
@@ -280,6 +280,7 @@ def benchmark(
     for n in names: corruptions[n]
     if len({name_of(n) for n in names}) < len(names):
         raise ValueError("names has two corruptions of one name: give each its own")
+    if data is None: check_choice(dataset, "dataset, without data,", ("cifar10",))
     images = test_images(data, seed, device_of(plain_net(model)))
     severities = tuple(check_count(s, "severities", 1, 5) for s in severities)
     check_takes(model, images.x[:1].to(device_of(plain_net(model))).float() / 255)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy import special
+from tqdm.auto import tqdm
 
 # %% ../nbs/12_certification.ipynb #bae19d65
 from . import draws
@@ -165,7 +166,7 @@ class Sampler:
         self.seed, self.precision, self.maps, self.n_classes = seed, precision, maps, None
         self.batch = full_batch(S, x) if batch is None else check_count(batch, "batch")
         self.cond, self.dtype, self.shape = S.condition(x), x.dtype, x.shape[1:]
-        self.past = past or Tallies()
+        self.past, self.fits = past or Tallies(), math.inf  # images at a time
 
     def classes(self,
         cond,    # of b examples
@@ -184,6 +185,18 @@ class Sampler:
         self.n_classes = check_scores(z, self.maps, self.n_classes)
         c = z.argmax(1).masked_fill(z.isnan().any(1), self.n_classes)
         return c.unflatten(0, numbers.shape)
+
+    def classes_that_fit(self, cond, ids, numbers):
+        "Like `classes`, in halves where a GPU's memory does not hold all the images at once."
+        size, draws_each = numbers.numel(), numbers.shape[1]
+        if size <= self.fits or draws_each == 1:
+            try: return self.classes(cond, ids, numbers)
+            except torch.OutOfMemoryError:
+                if draws_each == 1: raise
+                self.fits = size // 2
+                tqdm.write(f"{size} images do not fit in memory: taken {self.fits} at a time")
+        halves = numbers.tensor_split(2, 1)
+        return torch.cat([self.classes_that_fit(cond, ids, half) for half in halves], 1)
 
     def counted(self,
         table, # counts of each class and of NaN, (B, classes + 1, ...)
@@ -211,7 +224,7 @@ class Sampler:
         for i, (group, some) in enumerate(pieces[done:], done + 1):
             at = group if where is None else where[group]
             ids = self.ids[at]
-            c = self.classes(select(self.cond, at), ids, some.expand(len(ids), -1))
+            c = self.classes_that_fit(select(self.cond, at), ids, some.expand(len(ids), -1))
             if table is None: table = c.new_zeros(b, self.n_classes + 1, *c.shape[2:])
             table[group].scatter_add_(1, c, torch.ones_like(c))
             self.past.keep(table, i)

@@ -161,15 +161,16 @@ def check_labels(
                          f"got {tuple(y.shape)}")
     if len(y) != n: raise ValueError(f"{name} has {len(y)} labels for {n} images")
     if not y.numel(): raise ValueError(f"{name} is empty: shape {tuple(y.shape)}")
+    y = y.long()  # among 8 bits -100 would be 156
     ignored = (y == -100) if y.ndim == 3 else torch.zeros_like(y, dtype=torch.bool)
     if ignored.flatten(1).all(1).any() if y.ndim == 3 else False:
         raise ValueError(f"{name} has a map in which no pixel has a label")
-    lo, hi = torch.stack(y.long().masked_fill(ignored, y[~ignored][0]).aminmax()).tolist()
+    lo, hi = torch.stack(y.masked_fill(ignored, y[~ignored][0]).aminmax()).tolist()
     if lo < 0 or classes is not None and hi >= classes:
         allowed = "0 or more" if classes is None else f"0 to {classes - 1}"
         raise ValueError(
             f"{name} must hold class numbers from {allowed}, but ranges from {lo} to {hi}")
-    return y.long()
+    return y
 
 # %% ../nbs/reference/checks.ipynb #b4b92c92
 def check_set(

@@ -313,7 +313,9 @@ def lp_attack(
     say(f"{'clean':24} {clean:.1%} of {n}{near_chance(clean, y)}")
     say(f"{f'attacked, radius {radius:.2f}':24} {'' if r['converged'] else '≤ '}"
         f"{r['attacked']['mean']:.1%} after {r['work'][-1]['starts']} starts")
-    say(r["self_check"]["text"]); say(path)
+    say(r["self_check"]["text"])
+    if not r["converged"]: say("=> the searches have not converged: read 'at most'")
+    say(path)
 
 # %% ../nbs/reference/cli.ipynb #a8d3efbb
 @command(run_options("classifier", "classifier"))
@@ -508,7 +510,7 @@ def demo_sections(nets, S, x, y, attack, certificate):
     curve = {"certified (latent noise, smoothed)": certificate["accuracy"]}
     return [("Attacked", f"{n} digits clean and moved, {some} of them under attack: the worst "
                          "points that many searches find in the latent ball. ≤: more searches "
-                         "would find more.", [row(*r) for r in rows.items()], worst),
+                         "may find more.", [row(*r) for r in rows.items()], worst),
             ("Certified", "h(δ; x) is the class read most often when noise (σ = 1) is added "
                           "to the latent point δ. Share of digits for which h(0; x) is right "
                           "and h(δ; x) = h(0; x) for every δ within the radius (1,000 draws, "

@@ -122,7 +122,7 @@ def official(
 def gaussian_noise(x, c, noise): return x + c * noise.normal(x.shape[1:], "noise")
 
 @official
-def speckle_noise(x, c, noise): return x + x * c * noise.normal(x.shape[1:], "noise")
+def speckle_noise(x, c, noise): return x + x * c * noise.normal(x.shape[1:], "speckle")
 
 @official
 def impulse_noise(x, c, noise):
@@ -191,7 +191,7 @@ def snow(x, c, noise):
     layer = loc + scale * noise.normal(x.shape[-2:], "flakes").double()
     layer = zoom(layer, max(size * pixel(x), 1.))
     layer = eight_bits(torch.where(layer < threshold, 0., layer).clamp(0, 1))[:, None].float()
-    angle = 90 * noise.uniform((), "angle") - 135
+    angle = 90 * noise.uniform((), "fall") - 135
     layer = motion(layer, radius * pixel(x), sigma * pixel(x), angle)
     grey = .299 * x[:, :1] + .587 * x[:, 1:2] + .114 * x[:, 2:]
     x = mix * x + (1 - mix) * torch.maximum(x, 1.5 * grey + .5)
@@ -418,6 +418,7 @@ class CorruptionPairs(Pairs):
     def __len__(self): return len(self.x)
 
     def to(self, device):
+        if not self.cache: return self  # made by the processor, in a thread
         moved = copy.copy(self)
         moved.x, moved.y = self.x.to(device), None if self.y is None else self.y.to(device)
         moved.device = device

@@ -31,6 +31,7 @@ def squared_error(
     return (images - x_tilde).pow(2).flatten(1).sum(1)
 
 # %% ../nbs/01_criteria.ipynb #9e3c5f38
+@searching
 @torch.no_grad()
 def encoder_error(
     S,           # a PerturbationSet with an encode method
@@ -220,6 +221,7 @@ def errors_of_draws(
     return (images - pair["x_tilde"][:, None]).pow(2).flatten(2).sum(2)
 
 # %% ../nbs/01_criteria.ipynb #6f8d6e59
+@searching
 @torch.no_grad()
 def draw_errors(
     S,           # a PerturbationSet

@@ -15,7 +15,8 @@ from scipy import special
 
 # %% ../nbs/08_evaluation.ipynb #22da7b2a
 from . import draws
-from .checks import check_count, check_pairs, check_radius, check_set
+from .checks import (check_count, check_number, check_pairs,
+                                          check_radius, check_set)
 from .criteria import (draw_errors, farthest, log_mean_likelihood,
                                             nearest, squared_error)
 from .cvae import bernoulli
@@ -118,7 +119,7 @@ def bounds_that_hold(
 def evaluate(
     S,         # a LearnedSet
     pairs,     # held-out pairs: a source, or a Dataset of pairs
-    passes=3,  # how often to go through them, with new perturbations each time
+    passes=1,  # how often to go through them, with new perturbations each time
     steps=50,  # gradient steps of a climb, in the searches
     starts=32, # most climbs of each search
     points=16, # Monte Carlo points for each pair
@@ -203,7 +204,7 @@ def conformal_radius(
 ):
     """Returns the radius that holds a new exchangeable pair with probability 1 - a or more
     (infinite if n is too small)."""
-    k = math.ceil((len(r) + 1) * (1 - miss) - 1e-9)
+    k = math.ceil((len(r) + 1) * (1 - check_number(miss, "miss", high=1.)) - 1e-9)
     return math.inf if k > len(r) else r.sort().values[k - 1].item()
 
 # %% ../nbs/08_evaluation.ipynb #8e9feb4a

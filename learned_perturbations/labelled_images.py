@@ -233,8 +233,10 @@ def from_folder(
     found = class_files(here)
     if unknown := sorted({*found} - {*classes}):
         raise ValueError(f"{here} has classes that {base} has not: {some(unknown)}")
-    x = ImageFiles([p for paths in found.values() for p in paths], here, size, channels, pad)
-    y = torch.tensor([classes.index(c) for c, paths in found.items() for _ in paths])
+    turns = sorted((k, classes.index(c), p) for c, paths in found.items()
+                   for k, p in enumerate(paths))  # so that the first few are of all classes
+    x = ImageFiles([p for *_, p in turns], here, size, channels, pad)
+    y = torch.tensor([c for _, c, _ in turns])
     if not own:
         mine = split_items(x.names, split, held_out, split_seed, apart)
         x, y = x.take(mine.tolist()), y[mine]

@@ -162,6 +162,7 @@ class Loop:
         self.made = json.loads(json.dumps(made, default=plain))
         self.state, self.rate = processes(), schedule(r.lr)
         self.device, self.several = self.state.device, self.state.num_processes > 1
+        self.look = 100 if self.device.type == "cuda" else 10  # steps from look to look
         if self.several and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         self.net, self.parts = ready(net, r), r.accumulate
@@ -197,8 +198,8 @@ class Loop:
         if self.writing: self.writing.result()
 
     def due(self):
-        "Returns whether a checkpoint within the epoch is due, by the first process's clock."
-        if self.place["count"] % 100: return False
+        "Returns whether to save within the epoch, by the first process's clock, now and then."
+        if self.place["count"] % self.look: return False
         late = time.time() - self.saved > self.save_after
         if not self.several: return late
         return broadcast(torch.tensor(float(late), device=self.device)).item() > 0
@@ -241,9 +242,13 @@ class Loop:
             except torch.OutOfMemoryError as e:
                 self.optimizer.zero_grad()
                 size = math.ceil(len(args[1]) / self.parts)
-                if self.several or size == 1:
-                    raise RuntimeError(f"{self.r.name}: {size} items do not fit in memory; "
-                                       "try a smaller batch_size, or accumulate=2") from e
+                if size == 1:
+                    raise RuntimeError(f"{self.r.name}: a single item does not fit in memory; "
+                                       "take a smaller network or smaller images") from e
+                if self.several:  # all would have to change at the same step
+                    raise RuntimeError(f"{self.r.name}: {size} items do not fit in the memory "
+                                       "of a process; try accumulate="
+                                       f"{2 * self.parts}") from e
                 self.parts *= 2
                 if self.device.type == "cuda": torch.cuda.empty_cache()
                 tqdm.write(f"{self.r.name}: {size} items do not fit in memory at once: "
@@ -252,7 +257,7 @@ class Loop:
     def step(self, loss, ids, weight, items):
         "One step. Returns False if a loss of the last hundred steps was not finite."
         p, r = self.place, self.r
-        if p["count"] % 100 == 0:  # for dropout; a run can go on from such a step
+        if p["count"] % self.look == 0:  # for dropout; a run can go on from such a step
             key = draws.stream_key(r.seed, "torch", p["epoch"], p["count"])
             # a source may draw with the processor's generator in a thread meanwhile
             (torch.cuda if self.device.type == "cuda" else torch).manual_seed(key % 2**63)

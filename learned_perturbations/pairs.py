@@ -284,7 +284,8 @@ def pair_of(
             if t.ndim != 3:
                 raise ValueError(f"{k} must have shape (C, H, W), got {tuple(t.shape)}")
         check_pairs(*(t[None] for t in pair))
-        labels = [check_labels(torch.as_tensor(y).reshape(1), 1)[0] for y in item[2:]]
+        labels = [torch.as_tensor(y) for y in item[2:]]  # a class, or a map of classes
+        labels = [check_labels(y[None] if y.ndim == 2 else y.reshape(1), 1)[0] for y in labels]
     except (TypeError, ValueError, RuntimeError) as e: raise type(e)(f"{name}: {e}") from e
     return *(t.float() for t in pair), *labels
 

@@ -83,8 +83,9 @@ def check_training(r):
                    accumulate=check_count(r.accumulate, "accumulate"),
                    ema=check_number(r.ema, "ema", high=1., within=False),
                    weight_decay=check_number(r.weight_decay, "weight_decay", within=False))
-    if not isinstance(r.channels_last, (bool, np.bool_)):
-        raise TypeError(f"channels_last must be True or False, got {r.channels_last!r}")
+    for name in ("channels_last", "compile"):
+        if not isinstance(getattr(r, name), (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {getattr(r, name)!r}")
     return replace(r, **numbers, channels_last=bool(r.channels_last), compile=bool(r.compile))
 
 # %% ../nbs/reference/recipe.ipynb #84e27dd7

@@ -36,9 +36,9 @@ from .pairs import Subset, TensorPairs, as_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
-from .runs import (alone, check_folder, check_unshared, device_of,
-                                        environment, fill, fingerprint, processes, read_json,
-                                        read_weights, save_weights, write_json)
+from .runs import (alone, check_folder, check_same, check_unshared,
+                                        device_of, environment, fill, fingerprint, processes,
+                                        read_json, read_weights, save_weights, write_json)
 from .sets import ascend, steepest
 from .training import check_items, step_seconds
 
@@ -244,6 +244,9 @@ def check_harden_recipe(r):
     if min(map(schedule(r.ramp), np.linspace(0, 1, 101))) <= 0:
         raise ValueError("ramp must stay above 0: a ball of radius 0 has no points to learn "
                          f"from; got {r.ramp!r}")
+    if r.method == "free" and r.accumulate > 1:
+        raise ValueError("accumulate must be 1 for method free, which goes on from the last "
+                         "points of a whole batch")
     numbers = dict(radius=check_number(r.radius, "radius", within=False),
                    sigma=check_number(r.sigma, "sigma"),
                    sigma_x=check_number(r.sigma_x, "sigma_x", within=False),
@@ -286,7 +289,9 @@ def labelled_pairs(
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         raise TypeError("data must be (x, y), (x, y, x_tilde), a Dataset of (x, y), or a "
                         f"source with labels; got {type(data).__name__}")
-    return as_pairs(LabelledItems(data))
+    pairs = as_pairs(LabelledItems(data))
+    if classes := getattr(data, "classes", None): pairs.classes = classes
+    return pairs
 
 # %% ../nbs/11_robust_training.ipynb #6127ccb6
 def count_classes(
@@ -449,8 +454,10 @@ def load_hardened(
     if it was made otherwise."""
     results = here / "results.json"
     if net is not None and results.exists():
-        trained = read_json(results).get("trained")
-        if fingerprint(plain_net(net)) == trained: return net.eval()
+        old = read_json(results)
+        if fingerprint(plain_net(net)) == old.get("trained"):  # made: before it was trained
+            check_same(here, old["made"], dict(made, net=old["made"].get("net")))
+            return net.eval()
     if not has_ended(here, made): return None
     if net is None: return load_classifier(here)
     fill(plain_net(net), read_weights(here / "model.safetensors"), here)

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 # %% ../nbs/reference/rows.ipynb #c4ab08d9
+from .checks import check_count
 from .runs import (alone, as_path, check_same, naming, plain, processes,
                                         replacing)
 
@@ -167,6 +168,7 @@ def in_rows(
 ):
     """Returns the results of all examples in order, a dictionary of (n, ...) tensors. Several
     processes share the groups. Raises OSError if another run works on the file."""
+    check_count(n, "n")
     here = path and as_path(path)
     with alone(here.parent, here.name) if path else nullcontext():
         return unshared_rows(work, n, path, made, group, title, begun)

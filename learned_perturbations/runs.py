@@ -24,6 +24,7 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
+from uuid import uuid4
 
 import filelock
 import numpy as np
@@ -136,7 +137,7 @@ def replacing(
     """Gives a temporary path in the same folder; renames it to `path` if the block ends well,
     removes it if not. Raises OSError with path and free space if the disk is full."""
     path = as_path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,9 +319,12 @@ def find_saved(
             f"{name} {'has no config.json' if here.is_dir() else 'does not exist'}"
             + (": it holds weights alone, to be loaded into the net they are of"
                if (here / "model.safetensors").exists() else ""))
-    known = packaged(marker)
+    known, mine = packaged(marker), (here / "config.json").exists()
+    if word in known and mine and not here.samefile(known[word]):
+        raise ValueError(f"{word} is a folder here and also comes with the package: say "
+                         f"./{word} for the folder, or load it from elsewhere")
     if word in known: return known[word]
-    if (here / "config.json").exists(): return here
+    if mine: return here
     names = (f"neither a folder nor one of {', '.join(known)} "
              "(larger ones lie in pretrained/ of the repository)")
     if word.count("/") != 1 or Path(here.parts[0]).is_dir():
@@ -449,8 +453,8 @@ def _parts(part, whole=True):
         yield f"{len(repr(part))}:{part!r}".encode()
     elif hasattr(type(part), "__len__") and hasattr(part, "batch"):  # a source of pairs
         yield f"{type(part).__qualname__} of {len(part)}:".encode()
-        some = torch.linspace(0, len(part) - 1, min(64, len(part))).round().long()
-        yield from _parts(part.batch(some) if len(part) else ())
+        some = np.linspace(0, len(part) - 1, min(64, len(part))).round()
+        yield from _parts(part.batch(torch.from_numpy(some).long()) if len(part) else ())
     elif hasattr(type(part), "__len__") and hasattr(type(part), "__getitem__"):
         yield f"{type(part).__qualname__} of {len(part)}:".encode()
         some = np.linspace(0, len(part) - 1, min(64, len(part))).round().astype(int)

@@ -8,6 +8,7 @@ __all__ = ['norms', 'project_ball', 'each_tensor', 'select', 'conditioned', 'spr
 
 # %% ../nbs/00_sets.ipynb #8ec60bc9
 import math
+from contextlib import ExitStack
 from functools import wraps
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from . import draws
 from .checks import (check_choice, check_count, check_images,
                                           check_number, check_points, check_radius, check_seed)
+from .classifiers import evaluating
 
 # %% ../nbs/00_sets.ipynb #2373b71d
 def norms(
@@ -155,11 +157,14 @@ class PerturbationSet(nn.Module):
         ids = (batch.to(device) if isinstance(batch, torch.Tensor)
                else torch.arange(check_count(batch, "batch", 0), device=device))
         shape = (self.latent_dim,) if n is None else (check_count(n, "n"), self.latent_dim)
-        seed, radius = check_seed(seed), self.radius if radius is None else radius
-        check_choice(how, "how", ("uniform", "truncated", "gaussian"))
+        check_seed(seed), check_choice(how, "how", ("uniform", "truncated", "gaussian"))
         if how == "gaussian":
+            if radius is not None:
+                raise ValueError("radius has no meaning for how='gaussian'; 'truncated' is "
+                                 "the normal law cut to the ball")
             return check_number(sigma, "sigma") * draws.normal(ids, shape, seed, how, *stream)
         draw = draws.uniform_ball if how == "uniform" else draws.truncated_normal
+        radius = self.radius if radius is None else radius
         if not isinstance(radius, torch.Tensor): check_radius(radius)
         return draw(ids, shape, radius, self.norm, seed, how, *stream)
 
@@ -256,15 +261,19 @@ def ascend(
 
 # %% ../nbs/00_sets.ipynb #fec6980b
 def searching(f):
-    "Makes a search by `ascend` work in torch's `inference_mode` too: it gets usual tensors."
+    """Makes a search work with sets in evaluation mode, and in torch's `inference_mode`, too:
+    it gets usual tensors."""
     usual = lambda t: t.clone() if t.is_inference() else t
     known = (torch.Tensor, dict, tuple, list)
     @wraps(f)
     def run(*args, **kw):
-        if not torch.is_inference_mode_enabled(): return f(*args, **kw)
-        with torch.inference_mode(False), torch.no_grad():
-            of = lambda a: each_tensor(usual, a) if isinstance(a, known) else a
-            return f(*map(of, args), **{k: of(v) for k, v in kw.items()})
+        with ExitStack() as during:
+            for S in (*args, *kw.values()):
+                if isinstance(S, PerturbationSet): during.enter_context(evaluating(S))
+            if not torch.is_inference_mode_enabled(): return f(*args, **kw)
+            with torch.inference_mode(False), torch.no_grad():
+                of = lambda a: each_tensor(usual, a) if isinstance(a, known) else a
+                return f(*map(of, args), **{k: of(v) for k, v in kw.items()})
     return run
 
 # %% ../nbs/00_sets.ipynb #8c69b457

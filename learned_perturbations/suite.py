@@ -25,7 +25,7 @@ from .checks import (check_count, check_ids, check_images, check_number,
                                           check_points, check_radius, check_set)
 from .classifiers import evaluating
 from .runs import mixed
-from .sets import norms, searching, steepest
+from .sets import ascend, norms, searching, steepest
 
 # %% ../nbs/10_suite.ipynb #3b32d428
 def momentum_ascend(
@@ -37,15 +37,8 @@ def momentum_ascend(
     length=1.,   # of the first step, in radii: a number or (B,)
 ):
     "Returns the best latent points found from `u`, (B, k)."
-    S, running, best, best_u = task.S, torch.zeros_like(u), None, u
-    for i in range(steps + 1):
-        f, grad = value_and_gradient(task, value, u)
-        if best is not None: best_u = torch.where((f > best)[:, None], u, best_u)
-        best = f if best is None else torch.maximum(f, best)
-        running = momentum * running + steepest(grad, S.norm)
-        rate = length * task.radius * (.505 + .495 * math.cos(math.pi * i / steps))
-        u = S.project(u + rate[:, None] * steepest(running, S.norm), task.radius)
-    return best_u
+    return ascend(task.S, task.cond, value, u, task.radius, steps, length * task.radius,
+                  momentum=momentum)[0]
 
 # %% ../nbs/10_suite.ipynb #cc0346c3
 def moving(
@@ -494,7 +487,7 @@ def self_check(
     "Returns a `SelfCheck`; print it. Source: Carlini et al. 2019, Athalye et al. 2018."
     check_number(far, "far", 1), check_count(steps, "steps"), check_count(queries, "queries")
     if getattr(y, "ndim", 1) > 1: raise ValueError("y must have shape (B,): a class an image")
-    radius = check_radius(S.radius if radius is None else radius)
+    radius = check_radius(check_set(S).radius if radius is None else radius)
     task = prepare(model, S, x, y, radius, seed=seed, ids=ids)
     def attack(f, times, n): return pgd(f, S, x, y, times * radius, n, seed=seed, ids=ids)
     found = Attack(*(attack(model, 1., steps) if found is None else found)[:3])

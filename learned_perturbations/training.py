@@ -8,6 +8,7 @@ __all__ = ['recipes', 'Recipe', 'get_recipe', 'check_recipe', 'recipe_pairs', 'g
            'compare_with_nothing', 'train']
 
 # %% ../nbs/07_training.ipynb #4ecae67d
+import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -155,7 +156,8 @@ def check_items(
 ):
     "Raises TypeError or ValueError, with the name, unless the items are pairs of images."
     n = len(pairs) if most is None else min(most, len(pairs))
-    for idx in torch.linspace(0, len(pairs) - 1, n).round().long().split(64):
+    spread = torch.linspace(0, len(pairs) - 1, n, dtype=torch.double)
+    for idx in spread.round().long().split(64):
         x, x_tilde, *y = pairs.batch(idx)
         try:
             check_pairs(x, x_tilde)
@@ -205,12 +207,16 @@ def step_seconds(
     size,  # items in the step
 ):
     "Returns the measured time of one step of `fit` in seconds."
-    net, ids, device = ready(net, r), torch.arange(min(size, len(pairs))), processes().device
+    size = math.ceil(min(size, len(pairs)) / r.accumulate)
+    net, ids, device = ready(net, r), torch.arange(size), processes().device
     items = [t.to(device) for t in pairs.batch(ids, seed=r.seed)]
     def step():
         with mixed(r.precision, device):
             return loss(net, items, Step(.5, ids.to(device), r.seed, 0))[0].mean()
-    return auto.step_seconds(step, net)
+    try: return r.accumulate * auto.step_seconds(step, net)
+    except torch.OutOfMemoryError as e:
+        raise RuntimeError(f"{r.name}: {size} items do not fit in memory; try accumulate="
+                           f"{2 * r.accumulate}, or a smaller batch_size") from e
 
 def complete_recipe(
     r,     # a Recipe

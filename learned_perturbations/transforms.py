@@ -33,12 +33,13 @@ class RandomPoint(v2.Transform):
         if not isinstance(inpt, torch.Tensor):
             raise TypeError("RandomPoint takes tensors in [0, 1]: put v2.ToImage() and "
                             "v2.ToDtype(torch.float32, scale=True) before it")
-        x = check_shape(inpt, "image")
+        x = check_shape(inpt.as_subclass(torch.Tensor), "image")
         if x.ndim == 3: x = x[None]
         seed = int(torch.randint(2**62, ()))
         u = self.S.sample(len(x), how=self.how, radius=self.radius, seed=seed,
                           device=x.device).to(x)
         with evaluating(self.S): out = self.S.perturb(self.S.condition(x), u)
-        return out[0] if inpt.ndim == 3 else out
+        out = out[0] if inpt.ndim == 3 else out
+        return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.Image) else out
 
     _transform = transform  # its name in torchvision before 0.21

@@ -72,7 +72,7 @@ class Cache:
         self.blocks, self.known = torch.arange(len(x)).split(block), {}
         if not folder: return
         note = self.folder / "made.json"
-        made = dict(images=fingerprint(x), n=len(x), block=block)
+        made = dict(images=fingerprint(x), n=len(x), block=block, draws=2)  # + 1 if new
         if note.exists(): check_same(note, read_json(note), made)
         else: write_json(note, made)
 

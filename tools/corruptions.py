@@ -8,6 +8,7 @@ promise, benchmark, small, certify, joint, ceiling, gap (default: all, in this o
 and made from the same weights, images and settings is left as it is, so it can be stopped and started again.
 """
 import argparse
+import itertools
 import math
 import os
 import subprocess
@@ -341,12 +342,17 @@ def ceiling(c, settings=((1., .25), (4., .25), (4., .5)), n=100_000, alpha=.001)
     return measured(c.out / f"{c.name}-ceiling.json", c.made_of(searched=m, settings=settings, draws=n, alpha=alpha), lambda: dict(reach=reach, settings=[setting(*s) for s in settings]))
 
 def small(c, radii=(1., 2.)):
-    "Accuracy of every classifier at the worst points of balls much smaller than the set's."
-    for folder in c.a.classifiers:
-        net, name = c.classifier(folder), Path(folder).name
-        made = c.made_of(classifier=fingerprint(net), attacked=c.a.attacked, most=c.a.most, radii=radii)
-        compute = lambda: dict(latent=benchmark(net, "cifar10", c.S, data=(c.x[:c.a.attacked], c.y[:c.a.attacked]), name=name, n_attacked=c.a.attacked, radii=radii, check=False, most=c.a.most, seed=seed).latent)
-        measured(c.out / f"{name}-small.json", made, compute)
+    "Accuracy of every classifier at the worst points of balls much smaller than the set's; and of a second set's, larger by as much as its codes are longer (medians)."
+    def middle(S): return torch.cat([*encoding_norms(S, c.test, c.seen).values()]).median().item()
+    sets = {"small": (c.S, 1.)}
+    if c.a.second:
+        second = LearnedSet.from_pretrained(Path(c.a.second)).to(c.device)
+        sets["small-second"] = second, middle(second) / middle(c.S)
+    for (what, (S, times)), folder in itertools.product(sets.items(), c.a.classifiers):
+        net, name, at = c.classifier(folder), Path(folder).name, [times * r for r in radii]
+        made = c.made_of(classifier=fingerprint(net), attacked=c.a.attacked, most=c.a.most, radii=at, **({} if S is c.S else dict(second=fingerprint(S))))
+        compute = lambda: dict(latent=benchmark(net, "cifar10", S, data=(c.x[:c.a.attacked], c.y[:c.a.attacked]), name=name, n_attacked=c.a.attacked, radii=at, check=False, most=c.a.most, seed=seed).latent)
+        measured(c.out / f"{name}-{what}.json", made, compute)
 
 # ---- e: the generator gap -----------------------------------------------------------------------------------------------------------------------------
 

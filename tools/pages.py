@@ -56,7 +56,7 @@ def broken(target, page):
     "What is wrong with a link on a page, or None."
     target, _, place = target.partition("#")
     if target.startswith(site):
-        pages = {re.sub(r"^\d+_", "", p.name).replace(".ipynb", ".html"): p for p in notebooks()}
+        pages = {re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.name).replace(".ipynb", ".html"): p for p in notebooks()}
         name = target.removeprefix(site).strip("/").split("/")[-1]
         return None if not name or name in pages else "no such page of the site"
     if re.match(rf"{re.escape(repository)}/(blob|tree)/main/", target):
@@ -117,7 +117,7 @@ def signature_problems():
 def chapter_problems():
     "Parts that every chapter has."
     for page, cells in notebooks().items():
-        if not re.match(r"\d\d_", page.name): continue
+        if not re.match(r"\d\d\w?_", page.name): continue
         text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
         for part in ("Break it", "Limits", "Exercises"):
             if not re.search(rf"^## {part}$", text, re.M): yield page, f"has no part '{part}'"
@@ -125,6 +125,9 @@ def chapter_problems():
         if "After this chapter you can" not in text: yield page, "does not say what a reader will be able to do"
         for needed in (f"colab.research.google.com/github{repository.removeprefix('https://github.com')}/blob/main/nbs/{page.name}", f"git+{repository}"):
             if not any(needed in source(c) for c in cells[:3]): yield page, f"does not offer {needed}"
+        here = "\n".join(source(c) for c in cells if c["cell_type"] == "code")
+        larger = [p.name for p in (root/"pretrained").iterdir()]
+        if re.search(r'read_json\("\.\./|insert\(0, "\.\./|' + "|".join(f'"{n}"' for n in larger), here) and '"git", "clone"' not in here: yield page, "reads files of the repository, which its first cell does not fetch"
         unsolved = [c for c in cells if c["cell_type"] == "code" and "Put your answers" in source(c)]
         if not unsolved or any(options(c).get("eval") is not False or "skip-execution" not in c["metadata"].get("tags", ()) for c in unsolved): yield page, "has no cell that checks a solution, with `#| eval: false` and the tag skip-execution"
 

@@ -6,7 +6,7 @@ root = Path(__file__).resolve().parent.parent
 
 def site_urls(text, site):
     "Returns `text` with links to notebooks turned into addresses of the site: 02_pairs.ipynb -> SITE/pairs.html."
-    page = lambda m: f"]({site}/{m[1]}{re.sub(r'^[0-9]+_', '', m[2])}.html)"
+    page = lambda m: f"]({site}/{m[1]}{re.sub(r'^[0-9]+[a-zA-Z0-9]*_', '', m[2])}.html)"
     return re.sub(r"\]\(((?:\w+/)*)(\w+)\.ipynb\)", page, text)
 
 def directive(source, name):

@@ -55,6 +55,10 @@ def subject(name):
     "The set of the robustness results, a classifier, and all test digits with their labels."
     return LearnedSet.from_pretrained("mnist-rts"), load_classifier(f"mnist-{name}"), mnist("data", "test", 7)
 
+def trained(name):
+    "The classifier of a kind: that of the package, or of runs/, trained there if it is not yet."
+    return load_classifier(f"mnist-{name}") if name in classifiers else harden(f"mnist-{name}")
+
 def real_versions(x, *stream):
     "A fresh real perturbation of every digit."
     real = RTSSet()
@@ -67,22 +71,21 @@ def asked(name, S, net, **settings):
 def accuracy(trainings=dict(clean=3, pairs=3, augment=3, gaussian=3, adversarial=1) | {"adversarial-wide": 3}, versions=10):
     "Accuracy of so many trainings of each kind on all test digits: clean, on a fresh real perturbation of each, and on all of ten."
     x, y = mnist("data", "test", 7)
-    first = lambda m: load_classifier(f"mnist-{m}") if m in classifiers else harden(f"mnist-{m}")
-    nets = {m: [first(m), *(harden(f"mnist-{m}", name=f"mnist-{m}-{s}", seed=s) for s in range(1, n))] for m, n in trainings.items()}
+    nets = {m: [trained(m), *(harden(f"mnist-{m}", name=f"mnist-{m}-{s}", seed=s) for s in range(1, n))] for m, n in trainings.items()}
     def one(net):
         right = torch.stack([is_correct(net, real_versions(x, "accuracy", i), y) for i in range(versions)])
         return dict(training=net.results, clean=proportion(is_correct(net, x, y)), real=proportion(right[0]), all_real=proportion(right.all(0)))
     made = dict(weights={m: [fingerprint(net) for net in some] for m, some in nets.items()}, versions=versions, digits=len(x))
     return measured(results/"mnist-accuracy.json", made, lambda: dict(classifiers={m: [one(net) for net in some] for m, some in nets.items()}))
 
-def suite(names=("gaussian", "adversarial", "pairs", "augment", "clean"), radii=(1., 2., 3.), n=200, most=None, steps=50):
+def suite(names=("gaussian", "adversarial", "adversarial-wide", "pairs", "augment", "clean"), radii=(1., 2., 3.), n=200, most=None, steps=50):
     "Accuracy of every classifier against the work of the suite, beside one start of pgd, on the first test digits; kept after each classifier."
     torch.backends.cudnn.allow_tf32 = False  # the verdicts are float32's
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    S, nets = LearnedSet.from_pretrained("mnist-rts").to(device), {f"mnist-{name}": load_classifier(f"mnist-{name}").to(device) for name in names}
+    S, nets = LearnedSet.from_pretrained("mnist-rts").to(device), {f"mnist-{name}": trained(name).to(device) for name in names}
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
-    most = most or (256 if device.type == "cuda" else 32)
-    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=most, steps=steps, seed=0, precision="auto", weights=fingerprint(S, *nets.values())), {}
+    most = most or (256 if device.type == "cuda" else 128)
+    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=most, steps=steps, seed=0, precision="auto", weights={name: fingerprint(S, net) for name, net in nets.items()}), {}
     path = results/"suite.json"
     if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
     for name, net in nets.items():

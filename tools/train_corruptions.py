@@ -1,6 +1,7 @@
 """Trains all that the page on common corruptions shows: python tools/train_corruptions.py STAGE ... --data FILE.npz
 
-Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), classifiers, hardened.
+Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), others, classifiers, hardened, collect
+(what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json).
 Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
 found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
 """
@@ -72,6 +73,15 @@ def at_once(runs, folder, jobs):
         print(f"{run[2]['name']}: {time.time() - start:.0f} s" + (f", FAILED: {log.read_text()[-800:]}" if rc else ""), flush=True)
     with ThreadPoolExecutor(jobs) as pool: list(pool.map(one, runs))
 
+def collect(folder, out=Path("results/cifar10-corruptions-runs.json")):
+    "Puts what each finished run of a set says of itself into the results file, beside those already there."
+    kept = read_json(out) if out.exists() else {}
+    for name in sorted(f.parent.name for f in folder.glob("cifar10-corruptions*/results.json")):
+        r = read_json(folder/name/"results.json")
+        r["recipe"]["source_options"] = {k: v for k, v in r["recipe"]["source_options"].items() if k not in ("data", "cache")}  # where files lay
+        kept[name] = {k: r[k] for k in ("recipe", "radius", "validation", "seconds", "versions", "device")}
+    write_json(out, dict(sorted(kept.items())))
+
 if __name__ == "__main__":
     p = ArgumentParser(description=__doc__)
     p.add_argument("stages", nargs="+"); p.add_argument("--data", default=None); p.add_argument("--folder", type=Path, default=Path("runs"))
@@ -100,5 +110,6 @@ if __name__ == "__main__":
         elif stage == "others": at_once(other_sets({**data, **a.set}, chosen()["beta"]), a.folder, a.jobs)
         elif stage == "classifiers": at_once(classifier_runs({**data, **a.net}, a.seeds), a.folder, a.jobs)
         elif stage == "hardened": at_once(hardened_runs({**data, **a.hard}, chosen(), a.seeds), a.folder, a.jobs)
+        elif stage == "collect": collect(a.folder)
         else: sys.exit(f"no stage {stage}")
         if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
