@@ -80,10 +80,11 @@ def main(
     S, results = LearnedSet.from_pretrained("mnist-rts").to(device), []
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
     path = Path(out or Path(__file__).parent / "results" / f"search-{device.type}.json")
+    weights = {name: runs.fingerprint(S, load_classifier(name)) for name, _ in cases}
     for name, radius in cases:
         net = load_classifier(name).to(device)
         for method in (ours, plain, recipe):
             with evaluating(net): rows = [dict(seconds=s, left=left, after=what) for s, left, what in method(net, S, x, y, radius, most)]
             results.append(dict(classifier=name, radius=radius, method=method.__name__, rows=rows))
             print(name, radius, method.__name__, "; ".join(f"{r['left']:.1%} in {r['seconds']:.0f} s ({r['after']})" for r in rows[-1:] + rows[:-1:4]), flush=True)
-            runs.write_results(path, weights={c: runs.fingerprint(S, load_classifier(c)) for c, _ in cases}, n=n, most=most, threads=threads, clock="processor seconds" if device.type == "cpu" else "seconds", results=results)
+            runs.write_results(path, weights=weights, n=n, most=most, threads=threads, clock="processor seconds" if device.type == "cpu" else "seconds", results=results)

@@ -33,7 +33,7 @@ from .labelled_images import (as_images, digits, labelled, load_images,
                                                    mnist, part_arrays, part_of, read_arrays,
                                                    split_items, splits)
 from .registry import Registry
-from .runs import fingerprint
+from .runs import evenly, fingerprint
 from .sets import LinfSet, RTSSet
 
 # %% ../nbs/02_pairs.ipynb #13aea97e
@@ -323,8 +323,7 @@ class DatasetPairs(Pairs):
 
     def fingerprint(self):
         n = len(self)
-        spread = torch.from_numpy(np.linspace(0, n - 1, min(64, n)).round()).long()
-        return fingerprint(type(self.data).__qualname__, n, *self.batch(spread))
+        return fingerprint(type(self.data).__qualname__, n, *self.batch(evenly(n)))
 
 # %% ../nbs/02_pairs.ipynb #9e8ce1a5
 def as_pairs(

@@ -6,8 +6,8 @@
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
            'as_path', 'new_file_mode', 'naming', 'replacing', 'plain', 'write_text', 'as_json', 'write_json',
            'read_json', 'check_folder', 'alone', 'check_unshared', 'save_weights', 'read_weights', 'save_whole', 'fill',
-           'packaged', 'find_saved', 'is_ours', 'global_names', 'referred', 'is_value', 'reached', 'numbers_of',
-           'fingerprint', 'check_same', 'summary', 'proportion', 'write_results', 'measured']
+           'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names', 'referred', 'is_value', 'reached',
+           'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import dis
@@ -341,6 +341,14 @@ def find_saved(
                          "load it from its folder if you trust it")
     return here
 
+# %% ../nbs/reference/runs.ipynb #b9000001
+def evenly(
+    n,       # number of items
+    most=64, # so many of them at most
+):
+    "Returns the positions of evenly spaced items, the first and the last among them, int64."
+    return torch.from_numpy(np.linspace(0, n - 1, min(most, n)).round()).long()
+
 # %% ../nbs/reference/runs.ipynb #5ade0362
 libraries = {*sys.stdlib_module_names, "numpy", "torch", "torchvision",
              "learned_perturbations"}
@@ -453,12 +461,10 @@ def _parts(part, whole=True):
         yield f"{len(repr(part))}:{part!r}".encode()
     elif hasattr(type(part), "__len__") and hasattr(part, "batch"):  # a source of pairs
         yield f"{type(part).__qualname__} of {len(part)}:".encode()
-        some = np.linspace(0, len(part) - 1, min(64, len(part))).round()
-        yield from _parts(part.batch(torch.from_numpy(some).long()) if len(part) else ())
+        yield from _parts(part.batch(evenly(len(part))) if len(part) else ())
     elif hasattr(type(part), "__len__") and hasattr(type(part), "__getitem__"):
         yield f"{type(part).__qualname__} of {len(part)}:".encode()
-        some = np.linspace(0, len(part) - 1, min(64, len(part))).round().astype(int)
-        for i in some.tolist(): yield from _parts(part[i])
+        for i in evenly(len(part)).tolist(): yield from _parts(part[i])
     else:
         yield getattr(part, "__qualname__", type(part).__qualname__).encode()
         for v in _behind(part): yield from _parts(v, False)

@@ -269,7 +269,7 @@ def searching(f):
     def run(*args, **kw):
         with ExitStack() as during:
             for S in (*args, *kw.values()):
-                if isinstance(S, PerturbationSet): during.enter_context(evaluating(S))
+                if hasattr(S, "perturb"): during.enter_context(evaluating(S))
             if not torch.is_inference_mode_enabled(): return f(*args, **kw)
             with torch.inference_mode(False), torch.no_grad():
                 of = lambda a: each_tensor(usual, a) if isinstance(a, known) else a

@@ -251,7 +251,7 @@ def attack_suite(
     if start is not None: check_points(start, len(check_images(x)), check_set(S).latent_dim)
     task = prepare(model, S, x, y, radius, None, share, precision, seed, ids)
     bar = tqdm(total=most, desc="attacking", unit="start", disable=not progress)
-    with evaluating(model), evaluating(S), bar:
+    with evaluating(model), bar:
         found, task.dims = task.judge(task.centre()), moving(task)
         if start is not None: found = go_on(task, found, start, steps)
         stage, accuracy, done = found[0].success.long() - 1, [(0, share_left(found))], 0
@@ -413,7 +413,7 @@ def measure(
     "Returns all that the questions are about, a dictionary of floats."
     left, model, S = lambda a: share_left((a, None)), task.model, task.S
     beyond = lambda success: (success & ~found.success).float().mean().item()
-    with evaluating(model), evaluating(S):
+    with evaluating(model):
         black = task.judge(random_walk(queries)(task, "black box"))[0]
         path, uphill = along_path(task, found.u), rising(task)
         after = more_starts(task, found, steps)

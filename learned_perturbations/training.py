@@ -28,7 +28,7 @@ from .pairs import Subset, as_pairs, batches, held_out_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule, staircase)
 from .runs import (alone, check_folder, check_unshared, device_of,
-                                        environment, fingerprint, mixed, processes)
+                                        environment, evenly, fingerprint, mixed, processes)
 
 # %% ../nbs/07_training.ipynb #d238aabb
 @dataclass(frozen=True)
@@ -155,9 +155,8 @@ def check_items(
     most=64,    # evenly spaced items that are looked at; None: all
 ):
     "Raises TypeError or ValueError, with the name, unless the items are pairs of images."
-    n = len(pairs) if most is None else min(most, len(pairs))
-    spread = torch.linspace(0, len(pairs) - 1, n, dtype=torch.double)
-    for idx in spread.round().long().split(64):
+    n = len(pairs)
+    for idx in evenly(n, n if most is None else most).split(64):
         x, x_tilde, *y = pairs.batch(idx)
         try:
             check_pairs(x, x_tilde)

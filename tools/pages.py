@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from readme import page_name
 
 root = Path(__file__).resolve().parent.parent
 settings = configparser.ConfigParser()
@@ -56,7 +57,7 @@ def broken(target, page):
     "What is wrong with a link on a page, or None."
     target, _, place = target.partition("#")
     if target.startswith(site):
-        pages = {re.sub(r"^\d+[a-zA-Z0-9]*_", "", p.name).replace(".ipynb", ".html"): p for p in notebooks()}
+        pages = {f"{page_name(p.stem)}.html" for p in notebooks()}
         name = target.removeprefix(site).strip("/").split("/")[-1]
         return None if not name or name in pages else "no such page of the site"
     if re.match(rf"{re.escape(repository)}/(blob|tree)/main/", target):

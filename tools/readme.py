@@ -4,9 +4,13 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 
+def page_name(notebook):
+    "Returns the name of a notebook's page, as nbdev makes it: 07b_gpu -> gpu."
+    return re.sub(r"^[0-9]+[a-zA-Z0-9]*_", "", notebook)
+
 def site_urls(text, site):
     "Returns `text` with links to notebooks turned into addresses of the site: 02_pairs.ipynb -> SITE/pairs.html."
-    page = lambda m: f"]({site}/{m[1]}{re.sub(r'^[0-9]+[a-zA-Z0-9]*_', '', m[2])}.html)"
+    page = lambda m: f"]({site}/{m[1]}{page_name(m[2])}.html)"
     return re.sub(r"\]\(((?:\w+/)*)(\w+)\.ipynb\)", page, text)
 
 def directive(source, name):

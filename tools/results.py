@@ -35,13 +35,13 @@ def learned(name, folder=None):
     folder, recipe, run = run_of(Path(folder) if folder else name, "network")
     return LearnedSet.from_pretrained(folder), run, test_pairs(recipe, {}, "val"), test_pairs(recipe, {})
 
-def evaluate(name, passes=1, folder=None, pinned=False, limit=None, starts=8):
+def evaluate(name, folder=None, pinned=False, limit=None, starts=8):
     "Quality of a learned set on MNIST's test digits, with few starts of each search; pinned: with the latent dimensions held at 0 whose mean KL is below a tenth of a nat."
     S, run, val, test = learned(name, folder)
     if pinned: S, name = S.pin(S.active(val, threshold=.1)), f"{name}-pinned"
     if limit: test = Subset(test, limit)
     kept.mkdir(parents=True, exist_ok=True)
-    write_results(results/f"{name}.json", training=run, weights=fingerprint(S), **quality(S, val, test, path=kept/name, passes=passes, starts=starts))
+    write_results(results/f"{name}.json", training=run, weights=fingerprint(S), **quality(S, val, test, path=kept/name, starts=starts))
 
 def calibrate(name, folder=None):
     "The conformal radii of a set that has been evaluated, measured again, in its results file."
