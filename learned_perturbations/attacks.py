@@ -24,7 +24,8 @@ from .checks import (check_choice, check_count, check_ids, check_images,
 from .classifiers import evaluating, logits, scores_of_first
 from .registry import Registry
 from .runs import mixed, precisions
-from .sets import ascend, conditioned, searching, select, steepest
+from .sets import (ascend, conditioned, gradient, searching, select,
+                                        steepest)
 
 # %% ../nbs/09_attacks.ipynb #fc29aaea
 def labelled_mean(
@@ -304,7 +305,7 @@ def value_and_gradient(
     with torch.enable_grad():
         v = u.detach().requires_grad_()
         f = value(task.S.perturb(task.cond, v))
-        return f.detach(), torch.autograd.grad(f, v, torch.ones_like(f))[0]
+        return f.detach(), gradient(f, v)
 
 # %% ../nbs/09_attacks.ipynb #75ac4f21
 def apgd_ascend(
@@ -388,6 +389,8 @@ def apgd(
     check_search(loss, steps)
     task = prepare(model, S, x, y, radius, None, share, precision, seed, ids)
     ranks = [(i + 1) * targeted for i in range(restarts)]
+    if targeted:  # are there so many classes?
+        with evaluating(model), evaluating(S): likely_class(task.rows(slice(1)), restarts)
     return survivors(task, [apgd_search(loss, steps, rank) for rank in ranks])[0]
 
 # %% ../nbs/09_attacks.ipynb #d75bbdca

@@ -15,9 +15,10 @@ import torch
 # %% ../nbs/15_benchmark.ipynb #75bdc68d
 from .checks import (check_choice, check_count, check_images,
                                           check_labels, check_number, check_seed, check_set)
-from .classifiers import check_takes, evaluating, logits, plain_net
+from .classifiers import (evaluating, logits, plain_net,
+                                               scores_of_first)
 from .corruptions import (check_colour, corrupt, corruptions, extra,
-                                               names, paper)
+                                               names, paper, several)
 from .labelled_images import load_images
 from .runs import as_path, device_of, fingerprint, proportion, summary
 from .sets import norms
@@ -81,11 +82,15 @@ def scores(
     x,          # images, (N, 3, H, W), uint8
     batch=1000, # images at a time
 ):
-    "Returns the class scores of images in 8 bits, (N, classes), float32."
+    """Returns the class scores of images in 8 bits, (N, classes), float32. Raises ValueError
+    for NaN and for scores of pixels."""
     device = device_of(plain_net(model))
     with evaluating(model):
-        return torch.cat([logits(model, p.to(device).float() / 255).float()
-                          for p in x.split(batch)])
+        z = torch.cat([logits(model, p.to(device).float() / 255).float()
+                       for p in x.split(batch)])
+    if z.ndim != 2: raise ValueError(f"model must give (B, classes), got {tuple(z.shape)}")
+    if z.isnan().any(): raise ValueError("the model returned NaN: nothing can be said")
+    return z
 
 # %% ../nbs/15_benchmark.ipynb #82902566
 def calibration_error(
@@ -258,9 +263,10 @@ def set_parts(
 # %% ../nbs/15_benchmark.ipynb #47f984ac
 def benchmark(
     model,                     # any function from images in [0, 1] to class scores
-    dataset="cifar10",         # what the images are called; other than cifar10: give data
+    dataset=None,              # what the images are called; None: cifar10, or given
     threat_model="corruptions",# "corruptions", or a PerturbationSet with encode
-    data=None,                 # CorruptedImages, (x, y), a file or folder, as in test_images
+    data=None,                 # CorruptedImages, (x, y), a file's or folder's test part, as in
+                               # test_images
     name=None,                 # of the model; None: that of its class
     names=names,               # of the corruptions
     severities=(1, 2, 3, 4, 5),# of each
@@ -275,18 +281,23 @@ def benchmark(
     points of a set. Raises TypeError or ValueError for a model that takes no such images."""
     if isinstance(threat_model, str):
         check_choice(threat_model, "threat_model", ("corruptions",))
+        if settings: raise TypeError(f"unknown arguments: {', '.join(settings)}")
     elif not hasattr(check_set(threat_model), "encode") and radii is None:
         raise TypeError("threat_model has no encode to say what its balls hold: give radii")
+    names, severities = several(names, "names"), several(severities, "severities")
     for n in names: corruptions[n]
     if len({name_of(n) for n in names}) < len(names):
         raise ValueError("names has two corruptions of one name: give each its own")
+    dataset = dataset or ("cifar10" if data is None else "given")
     if data is None: check_choice(dataset, "dataset, without data,", ("cifar10",))
     images = test_images(data, seed, device_of(plain_net(model)))
-    severities = tuple(check_count(s, "severities", 1, 5) for s in severities)
-    check_takes(model, images.x[:1].to(device_of(plain_net(model))).float() / 255)
+    for s in severities: check_count(s, "severities", 1, 5)
+    first = images.x[:1].to(device_of(plain_net(model))).float() / 255
+    classes = scores_of_first(model, first).shape[1]
+    check_labels(images.y, len(images), classes, "y of data")
     z = scores(model, images.x).cpu()
-    about = dict(model=name or name_of(model), dataset=dataset, n=len(images), seed=seed,
-                 weights=fingerprint(model), images=images.fingerprint())
+    about = dict(model=name or name_of(model), dataset=dataset, n=len(images),
+                 seed=images.seed, weights=fingerprint(model), images=images.fingerprint())
     made = dict(clean=proportion(z.argmax(1) == images.y), corruptions={}, means={}, worst={},
                 calibration=dict(clean=calibration_error(z, images.y)), latent=[])
     if isinstance(threat_model, str):

@@ -28,7 +28,7 @@ from .confidence import (Coverage, binomial_tail, check_alpha,
                                               evidence, holm)
 from .rows import in_rows
 from .runs import fingerprint, mixed, precisions
-from .sets import AffineSet, select
+from .sets import AffineSet, conditioned, select
 
 # %% ../nbs/12_certification.ipynb #0b867314
 def certified_radius(
@@ -44,14 +44,16 @@ def certified_radius(
 def noise_for_radius(
     radius,     # to be certified at most
     n=10_000,   # draws
-    alpha=.001, # probability with which a certificate may be wrong
+    alpha=.001, # probability with which a certificate may be wrong; of adaptive
+                # ones give half of theirs
 ):
     "Returns the least noise that certifies `radius` if all draws agree. Raises ValueError."
-    p = check_alpha(alpha)**(1 / check_count(n, "n"))
+    p = clopper_pearson(check_count(n, "n"), n, check_alpha(alpha)).item()
     if p <= .5:
         raise ValueError(f"{n} draws certify nothing at alpha = {alpha}: "
                          f"take at least {math.floor(-math.log2(alpha)) + 1}")
-    return check_radius(radius) / special.ndtri(p)
+    least = check_radius(radius) / special.ndtri(p)
+    return least * (1 + 1e-12)  # so that rounding does not take the radius away
 
 # %% ../nbs/12_certification.ipynb #d7485532
 def check_smoothing(
@@ -165,7 +167,7 @@ class Sampler:
         self.model, self.S, self.ids, self.sigma, self.sigma_x = model, S, ids, sigma, sigma_x
         self.seed, self.precision, self.maps, self.n_classes = seed, precision, maps, None
         self.batch = full_batch(S, x) if batch is None else check_count(batch, "batch")
-        self.cond, self.dtype, self.shape = S.condition(x), x.dtype, x.shape[1:]
+        self.cond, self.dtype, self.shape = conditioned(S, x), x.dtype, x.shape[1:]
         self.past, self.fits = past or Tallies(), math.inf  # images at a time
 
     def classes(self,
@@ -369,7 +371,7 @@ def certified_accuracy(
     if check_labels(y, len(prediction)).shape != prediction.shape or prediction.ndim > 1:
         raise ValueError("y and the certificate must hold one class an image; got shapes "
                          f"{tuple(y.shape)} and {tuple(prediction.shape)}")
-    radii = torch.as_tensor(radii).to(radius)
+    radii = torch.as_tensor(radii, dtype=radius.dtype, device=radius.device)
     if radii.ndim != 1 or not (radii >= 0).all():
         raise ValueError("radii must be numbers, (n,), none of them negative")
     right = prediction == y.to(prediction.device)
@@ -384,6 +386,7 @@ def check_certifier(
     repeats=4000,      # examples for each radius
 ):
     "Returns the `Coverage` of a whole procedure, from images to radii, at its worst radius."
+    check_alpha(alpha)
     S, model = AffineSet([[.1]]), lambda p: torch.cat([.5 - p, p - .5], 1)  # changes at 0.5
     def wrong(r):
         prediction, radius = procedure(model, S, torch.full((repeats, 1), .5 + .1 * r), sigma)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_count', 'check_number', 'check_radius', 'check_radii', 'check_seed', 'check_choice', 'check_name',
-           'check_shape', 'check_images', 'check_pairs', 'check_labels', 'check_set', 'check_points', 'check_ids']
+           'check_shape', 'check_images', 'check_pairs', 'check_labels', 'check_set', 'check_encoder', 'check_points',
+           'check_ids']
 
 # %% ../nbs/reference/checks.ipynb #3777979a
 import math
@@ -195,19 +196,28 @@ def check_set(
                     f"got {S if isinstance(S, str) else type(S).__name__!r}{hint}")
 
 # %% ../nbs/reference/checks.ipynb #e120c590
+def check_encoder(
+    S, # what should be a set that encodes pairs
+):
+    "Returns `S`; raises TypeError if it is no set, or one without `encode`."
+    if hasattr(check_set(S), "encode"): return S
+    raise TypeError(f"{type(S).__name__} has no encode(x, x_tilde)")
+
 def check_points(
     u, # latent points, (B, k) or (B, n, k)
     b, # number of examples B
     k, # latent dimensions
+    name="u",  # name of the argument, for the message
+    many=True, # may there be n points for each example?
 ):
     "Returns `u`; raises TypeError or ValueError unless finite latent points for b examples."
     if not isinstance(u, torch.Tensor) or not u.is_floating_point():
-        raise TypeError("u must be a tensor of floats")
-    if u.ndim not in (2, 3) or len(u) != b or u.shape[-1] != k:
-        raise ValueError(
-            f"u must have shape ({b}, {k}) or ({b}, n, {k}), got {tuple(u.shape)}")
+        raise TypeError(f"{name} must be a tensor of floats")
+    if u.ndim not in ((2, 3) if many else (2,)) or len(u) != b or u.shape[-1] != k:
+        allowed = f"({b}, {k}) or ({b}, n, {k})" if many else f"({b}, {k})"
+        raise ValueError(f"{name} must have shape {allowed}, got {tuple(u.shape)}")
     if not u.isfinite().all():
-        raise ValueError("u must be finite, but has NaN or infinite entries")
+        raise ValueError(f"{name} must be finite, but has NaN or infinite entries")
     return u
 
 # %% ../nbs/reference/checks.ipynb #0e406ff8

@@ -29,13 +29,15 @@ def logits(
     """Returns the class scores, (B, classes) or (B, classes, H, W), also of models that return
     a dictionary (torchvision's segmentation) or an object. Raises TypeError if there are none,
     ValueError if they are not B rows."""
-    out = model(x)
-    if isinstance(out, dict): out = out.get("out", out.get("logits"))
+    out, kind = model(x), ""
+    if isinstance(out, dict):
+        kind = f"a dictionary of {', '.join(map(str, out))}"
+        out = out.get("out", out.get("logits"))
     z = out if isinstance(out, torch.Tensor) else getattr(out, "logits", None)
     if z is None or z.ndim < 2:
         raise TypeError("model must return class scores, (B, classes) or (B, classes, H, W), "
                         "as a tensor, 'out' or 'logits' of a dictionary, or .logits; got "
-                        f"{type(out).__name__}")
+                        f"{kind or type(out).__name__}")
     if len(z) != len(x):
         raise ValueError("model must return one row of class scores for each of "
                          f"{len(x)} images, got {len(z)}")

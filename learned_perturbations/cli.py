@@ -30,7 +30,7 @@ from .plot import show_curves
 from .report import (quality_section, report_page, set_section,
                                           worst_figure)
 from .robust_training import (HardenRecipe, get_harden_recipe, harden,
-                                                   harden_recipes)
+                                                   harden_recipes, set_named)
 from .runs import (as_path, check_folder, find_saved, fingerprint,
                                         measured, packaged, precisions, processes,
                                         proportion, read_json)
@@ -73,7 +73,8 @@ def lp_train(
     folder:str="runs",  # the run goes to a sub-folder with its name
     **changed,          # fields of the recipe, options of its source and network
 ):
-    "Learn a perturbation set. A run that is there is kept, one that was interrupted goes on."
+    """Learn a perturbation set. A run that is there is kept, one that was interrupted goes on.
+    `lp_train RECIPE --help` lists the fields and options that can be changed."""
     r = get_recipe(recipe, **changed)
     S = train(r, folder)
     say(f"{Path(folder) / r.name}: radius {S.radius:.2f}, {S.latent_dim} latent dimensions")
@@ -86,7 +87,8 @@ def lp_harden(
     folder:str="runs",  # the run goes to a sub-folder with its name
     **changed,          # fields of the recipe, options of its source and classifier
 ):
-    "Train a classifier inside a perturbation set."
+    """Train a classifier inside a perturbation set. `lp_harden RECIPE --help` lists the fields
+    and options that can be changed."""
     r = get_harden_recipe(recipe, **changed)
     net = harden(r, folder).cpu()
     path, run, _ = run_of(Path(folder) / r.name, "classifier")
@@ -238,8 +240,11 @@ def lp_evaluate(
     say(f"{len(test)} pairs")
     for k in ("nothing", "reconstruction", "encoding", "nearest", "expected", "farthest",
               "kl"):
-        say(f"{k:15} {r['table'][k]['mean']:9.2f}  "
+        bound = dict(nearest="at most", farthest="at least").get(k, "")
+        say(f"{k:15} {bound:8} {r['table'][k]['mean']:9.2f}  "
             f"± {r['table'][k]['high'] - r['table'][k]['mean']:.2f}")
+    for k, v in r["converged"].items():
+        say(f"{k + ' found':15} by searches of which {v['mean']:.0%} met their rule of work")
     for k, v in r["bounds"].items(): say(f"{k:30} {v['mean']:.1%} of {v['n']}")
     for row in r["conformal"]:
         found = (f"radius {row['radius']:.2f} holds" if math.isfinite(row["radius"]) else
@@ -272,7 +277,7 @@ def set_of(
     _, run, results = run_of(here, "classifier")
     if run["S"] == "given":
         raise ValueError(f"{here} was trained in a set given in Python: name one with --S")
-    learned, made = LearnedSet.from_pretrained(run["S"]), results.get("made", {}).get("S")
+    learned, made = set_named(run["S"], here.parent), results.get("made", {}).get("S")
     if made and made != fingerprint(learned, learned.radius):
         raise ValueError(f"{run['S']} is not the set that {here} was trained in: name one "
                          "with --S")
@@ -423,7 +428,8 @@ def run_sections(
     for r in in_this_set[-1:]:
         row = dict(radius=r["radius"], n=r["clean"]["n"], clean=r["clean"]["mean"],
                    attacked=r["attacked"]["mean"],
-                   converged="yes" if r["converged"] else "no: the accuracy is at most this")
+                   converged="yes" if r["converged"] else "no: the accuracy is at most this",
+                   self_check=r["self_check"]["text"].splitlines()[-1].removeprefix("=> "))
         sections.append(("Attacked", "Accuracy at the worst points that the whole suite of "
                                      "searches finds.", [row]))
     in_this_set = [r for r in results_in(here, "certify") if r["asked"]["S"] == fingerprint(S)]

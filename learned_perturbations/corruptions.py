@@ -7,7 +7,7 @@ __all__ = ['cifar', 'imagenet', 'names', 'paper', 'extra', 'here', 'corruptions'
            'official', 'gaussian_noise', 'speckle_noise', 'impulse_noise', 'shot_noise', 'gaussian_blur',
            'defocus_blur', 'motion_blur', 'zoom_blur', 'glass_blur', 'fog', 'frost', 'snow', 'spatter', 'contrast',
            'brightness', 'saturate', 'pixelate', 'jpeg_compression', 'elastic_transform', 'one_by_one', 'apply',
-           'check_colour', 'corrupt', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
+           'check_colour', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
 
 # %% ../nbs/14_corruptions.ipynb #f4c5f417
 import copy
@@ -337,6 +337,15 @@ def corrupt(
 # %% ../nbs/14_corruptions.ipynb #4e9e552b
 _all_ = ["Corrupt"]
 
+def several(
+    value, # of an argument: one, or several in a tuple or list
+    name,  # of the argument, for the message
+):
+    "Returns them as a tuple; raises ValueError if there is none."
+    found = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not found: raise ValueError(f"{name} must hold at least one")
+    return found
+
 def transform_class():
     "Returns the class `Corrupt`, a `torchvision.transforms.v2.Transform`."
     from torchvision import tv_tensors
@@ -349,9 +358,8 @@ def transform_class():
             severity=3, # 1 to 5, or several
         ):
             super().__init__()
-            many = lambda v: tuple(v) if isinstance(v, (tuple, list)) else (v,)
-            self.names = many(names)
-            self.severity = tuple(check_count(s, "severity", 1, 5) for s in many(severity))
+            self.names, self.severity = several(names, "names"), several(severity, "severity")
+            for s in self.severity: check_count(s, "severity", 1, 5)
             for name in self.names: corruptions[name]
 
         def make_params(self, flat_inputs):
@@ -363,12 +371,16 @@ def transform_class():
         def transform(self, inpt, params):
             "Returns the image, corrupted; anything else as it is."
             if isinstance(inpt, Image.Image):
+                if inpt.mode[0] in "IF":  # PIL would cut these at 255
+                    raise TypeError(f"image must have 8 bits a channel, got mode {inpt.mode}")
                 x = torch.from_numpy(np.array(inpt.convert("RGB"))).permute(2, 0, 1)
                 out = self.transform(x, params).permute(1, 2, 0).numpy()
                 return Image.fromarray(out)
             is_image = isinstance(inpt, tv_tensors.Image)
             if isinstance(inpt, tv_tensors.TVTensor) and not is_image: return inpt
             x = inpt.as_subclass(torch.Tensor)
+            if not x.is_floating_point() and x.dtype != torch.uint8:
+                raise TypeError(f"image must be uint8, or floats in [0, 1]; got {x.dtype}")
             batch, whole = x.reshape(-1, *x.shape[-3:]), not x.is_floating_point()
             ids = params["number"] + torch.arange(len(batch), device=x.device)
             out = corrupt(batch / 255 if whole else batch, params["name"], params["severity"],
@@ -403,7 +415,7 @@ class CorruptionPairs(Pairs):
         self.x, self.y = x, None if y is None else check_labels(y, len(x))
         check_colour(x[:1].float() / 255)
         self.pairing = check_choice(pairing, "pairing", pairings)
-        self.corruptions = tuple(corruptions)
+        self.corruptions = several(corruptions, "corruptions")
         self.severity = check_count(severity, "severity", 1, 5)
         self.crop, self.flip = check_count(crop, "crop", 0), bool(flip)
         if len(self.corruptions) < 1 + (pairing == "two"):

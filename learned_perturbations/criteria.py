@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 
 # %% ../nbs/01_criteria.ipynb #ce62066a
-from .checks import (check_count, check_ids, check_number, check_pairs,
-                                          check_points, check_radii, check_seed, check_set)
+from .checks import (check_count, check_encoder, check_ids, check_number,
+                                          check_pairs, check_points, check_radii, check_seed,
+                                          check_set)
 from .sets import ascend, conditioned, norms, searching, select
 
 # %% ../nbs/01_criteria.ipynb #7e6589ed
@@ -41,9 +42,8 @@ def encoder_error(
 ):
     "Returns the error at the encoding, in the ball, (B,). Raises TypeError without `encode`."
     check_pairs(x, x_tilde)
-    if not hasattr(check_set(S), "encode"):
-        raise TypeError(f"{type(S).__name__} has no encode(x, x_tilde)")
-    u = S.project(S.encode(x, x_tilde), check_radii(S.radius if radius is None else radius, x))
+    radius = check_radii(check_encoder(S).radius if radius is None else radius, x)
+    u = S.project(S.encode(x, x_tilde), radius)
     return squared_error(S.perturb(S.condition(x), u), x_tilde)
 
 # %% ../nbs/01_criteria.ipynb #69906b3f
@@ -143,10 +143,13 @@ def multi_start(
     number = min(block, starts)
     for j in range(1, number):
         u, value = better(u, value, *climb(S, pair, sign, *first(j), steps))
+    if value.isinf().any():
+        raise ValueError("perturb returned NaN or infinity, or the error is too large for "
+                         "the images' precision: nothing can be said")
     history = [value]
     going = value != 0  # no image is nearer than x̃ itself
     while 2 * number <= starts:
-        idx = going.nonzero()[:, 0]  # the only look at the device, once a doubling
+        idx = going.nonzero()[:, 0]  # a look at the device, once a doubling
         if len(idx):
             part, best = select(pair, idx), (u[idx], value[idx])
             for j in range(number, 2 * number):
@@ -176,7 +179,7 @@ def nearest(
     "Returns the nearest images found: the error of Definition 1 (Wong & Kolter 2021)."
     check_seed(seed), check_count(steps, "steps"), check_count(starts, "starts")
     pair, origin = as_pair(S, x, x_tilde, radius, ids), x.new_zeros(len(x), S.latent_dim)
-    if u0 is not None: u0 = check_points(u0, len(x), S.latent_dim)
+    if u0 is not None: check_points(u0, len(x), S.latent_dim, "u0", many=False)
     elif hasattr(S, "encode"): u0 = S.encode(x, x_tilde)
     known = [(origin, .1)] if u0 is None else [(u0, .05), (u0, .2), (u0 / 2, .1), (origin, .1)]
     def first(j):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['posterior_likelihood', 'distances', 'measure', 'bounds_that_hold', 'evaluate', 'smallest_norm', 'conformal_radius',
            'bisect_ray', 'ray_norm', 'WithPoint', 'joint_distance', 'PublishedProjection', 'named_and_actual',
-           'conformal', 'quality']
+           'calibration_parts', 'conformal', 'quality']
 
 # %% ../nbs/08_evaluation.ipynb #174ff7e2
 import math
@@ -15,8 +15,8 @@ from scipy import special
 
 # %% ../nbs/08_evaluation.ipynb #22da7b2a
 from . import draws
-from .checks import (check_count, check_number, check_pairs,
-                                          check_radius, check_set)
+from .checks import (check_count, check_encoder, check_number,
+                                          check_pairs, check_radius, check_set)
 from .criteria import (draw_errors, farthest, log_mean_likelihood,
                                             nearest, squared_error)
 from .cvae import bernoulli
@@ -204,6 +204,7 @@ def conformal_radius(
 ):
     """Returns the radius that holds a new exchangeable pair with probability 1 - a or more
     (infinite if n is too small)."""
+    if r.isnan().any(): raise ValueError("r holds NaN; a norm not found is infinite")
     k = math.ceil((len(r) + 1) * (1 - check_number(miss, "miss", high=1.)) - 1e-9)
     return math.inf if k > len(r) else r.sort().values[k - 1].item()
 
@@ -237,7 +238,7 @@ def ray_norm(
     the end of the ray is not. A cheap score for `conformal_radius`."""
     check_pairs(x, x_tilde)
     tau, rounds = check_radius(tau, "tau"), check_count(rounds, "rounds", 0)
-    cond, end = check_set(S).condition(x), S.encode(x, x_tilde)
+    cond, end = check_encoder(S).condition(x), S.encode(x, x_tilde)
     error = lambda images: squared_error(images, x_tilde)
     if check_count(steps, "steps", 0):
         length = norms(end, S.norm)
@@ -273,7 +274,8 @@ def joint_distance(
     """Returns the smallest ‖u‖²/σ² + ‖g(u; x) − x̃‖²/σ_x² found, and that of u = 0, (B,) each:
     x̃ is covered by a certificate of radius r if it is at most (r/σ)²."""
     check_pairs(x, x_tilde), check_count(steps, "steps"), check_count(tries, "tries")
-    T = WithPoint(check_set(S), check_radius(sigma, "sigma"), check_radius(sigma_x, "sigma_x"))
+    sigma, sigma_x = check_radius(sigma, "sigma"), check_radius(sigma_x, "sigma_x")
+    T = WithPoint(check_encoder(S), sigma, sigma_x)
     cond, u = T.condition(x), S.encode(x, x_tilde)
     wanted = torch.cat([x_tilde.flatten(1) / T.sigma_x, torch.zeros_like(u)], 1)
     cost = lambda v: squared_error(v, wanted)
@@ -327,6 +329,14 @@ def named_and_actual(
     return rows
 
 # %% ../nbs/08_evaluation.ipynb #54c6b8f9
+def calibration_parts(S, val, test, calibration):
+    "Returns the sources of pairs; raises TypeError or ValueError if they cannot calibrate S."
+    check_encoder(S)
+    val, test = as_pairs(val), as_pairs(test)
+    if len(val) < 2: raise ValueError(f"val has {len(val)} pairs; a radius needs two or more")
+    check_count(calibration, "calibration")
+    return val, test
+
 def conformal(
     S,               # a LearnedSet
     val,             # a source of validation pairs: the first calibrate, the last choose τ
@@ -338,6 +348,7 @@ def conformal(
 ):
     """Returns one row for each allowed probability: promise, τ, radius, and the share of test
     pairs that the radius holds."""
+    val, test = calibration_parts(S, val, test, calibration)
     n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), device_of(S)
     get = lambda source, idx: [t.to(device) for t in source.batch(idx, seed=seed)[:2]]
     def encoding_error(idx):
@@ -370,7 +381,7 @@ def quality(
 ):
     """Returns `evaluate` on the test pairs with the encoding norms, conformal radii and the
     published projection."""
-    if len(val) < 2: raise ValueError(f"val has {len(val)} pairs; a radius needs two or more")
+    val, test = calibration_parts(S, val, test, calibration)
     result = evaluate(S, test, seed=seed, path=path, **settings)
     norm, device = S.encoding_norms(val, seed).cpu(), device_of(S)
     x, x_tilde = (t.to(device) for t in

@@ -101,7 +101,9 @@ def save_checkpoint(
 ):
     "Writes everything the loop needs to go on, unless it holds NaN."
     if not good: return
-    with replacing(path) as temporary: torch.save(state, temporary)
+    with replacing(path) as temporary:
+        try: torch.save(state, temporary)
+        except RuntimeError as e: raise OSError(str(e)) from e  # such as of a full disk
 
 # %% ../nbs/reference/loop.ipynb #1a5b59b6
 def load_checkpoint(

@@ -120,10 +120,18 @@ class Subset(Pairs):
     "Some items of another source."
     def __init__(self,
         pairs, # a source of pairs
-        items, # positions of items, (n,), or how many of the first
+        items, # positions of items, (n,), a mask of them, (N,), or how many of the first
     ):
-        given = isinstance(items, torch.Tensor)
-        self.items = items if given else torch.arange(min(items, len(pairs)))
+        items = torch.as_tensor(items)
+        if not items.ndim:
+            items = torch.arange(min(check_count(items.item(), "items", 0), len(pairs)))
+        mask = items.dtype == torch.bool
+        if mask and len(items) == len(pairs): items, mask = items.nonzero()[:, 0], False
+        if mask or items.numel() and items.is_floating_point():
+            raise TypeError(f"items must be whole numbers, or a mask of {len(pairs)}")
+        self.items = items.long()
+        if len(self.items) and not 0 <= self.items.min() <= self.items.max() < len(pairs):
+            raise ValueError(f"items must be positions from 0 to {len(pairs) - 1}")
         self.pairs = pairs
         if hasattr(pairs, "classes"): self.classes = pairs.classes
         for k in ("names", "groups"):

@@ -158,6 +158,8 @@ def begin_run(
         check_same(here, (started := read_json(path))["made"], made)
         return started["recipe"], []
     r, words = complete()
-    if state.is_main_process: write_json(path, dict(made=made, recipe=asdict(r)))
+    if state.is_main_process:
+        for left in here.glob(".*.tmp"): left.unlink()  # of a save that was killed
+        write_json(path, dict(made=made, recipe=asdict(r)))
     state.wait_for_everyone()
     return read_json(path)["recipe"], words

@@ -6,8 +6,8 @@
 __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'clean', 'pairs', 'augment', 'adversarial_plain',
            'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
            'check_harden_recipe', 'frozen', 'LabelledItems', 'labelled_pairs', 'count_classes', 'harden_loss',
-           'check_learned', 'match_set', 'set_and_data', 'complete_harden', 'harden', 'train_classifier',
-           'load_hardened', 'check_own', 'new_classifier', 'save_hardened']
+           'check_learned', 'match_set', 'set_named', 'set_and_data', 'complete_harden', 'harden', 'train_classifier',
+           'load_hardened', 'check_trainable', 'check_own', 'new_classifier', 'save_hardened']
 
 # %% ../nbs/11_robust_training.ipynb #7d5828d7
 import copy
@@ -37,8 +37,9 @@ from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
 from .runs import (alone, check_folder, check_same, check_unshared,
-                                        device_of, environment, fill, fingerprint, processes,
-                                        read_json, read_weights, save_weights, write_json)
+                                        device_of, environment, fill, fingerprint, packaged,
+                                        processes, read_json, read_weights, save_weights,
+                                        write_json)
 from .sets import ascend, steepest
 from .training import check_items, step_seconds
 
@@ -350,17 +351,27 @@ def match_set(
     return replace(r, source_options={**new, **options})
 
 # %% ../nbs/11_robust_training.ipynb #8b0579f9
+def set_named(
+    name,   # of a set: one that comes with the package, a folder, a Hub id, or another run's
+    folder, # where runs lie
+):
+    "Returns the learned set."
+    here = Path(folder) / name
+    another = name not in packaged("network") and (here / "config.json").exists()
+    return LearnedSet.from_pretrained(here if another else name)
+
 def set_and_data(
     r,    # a HardenRecipe
     S,    # what harden was given, or None
     data, # likewise
+    folder, # where runs lie
 ):
     "Returns the recipe, the set it needs (or None), and the labelled source it trains on."
     if S is not None: r = replace(r, S="given")
     needed, is_open = (r.method not in ("clean", "pairs"),
                        not {"pad", "size"} & set(r.source_options))
     if S is None and (needed or data is None and r.source == "images" and is_open):
-        S = LearnedSet.from_pretrained(r.S)
+        S = set_named(r.S, folder)
     if data is not None:
         r, data = replace(r, source="given", source_options={}), labelled_pairs(data)
     else:
@@ -396,7 +407,8 @@ def harden(
     asked = get_harden_recipe(recipe, **changed)
     if data is not None:
         check_idle("data", get_harden_recipe(recipe).source_options, asked.source_options)
-    asked, S, data = set_and_data(asked, S, data)
+    asked, S, data = set_and_data(asked, S, data, folder)
+    if net is not None: check_trainable(net)
     if net is not None and asked.begin:
         raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     made = dict(asdict(asked), data=fingerprint(data),
@@ -422,7 +434,8 @@ def train_classifier(
     classes, own = count_classes(data), net is not None
     shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
     net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
-    before, home = copy.deepcopy(net.state_dict()) if own else None, device_of(S)
+    before = copy.deepcopy(net.state_dict()) if own else None
+    at, home = device_of(plain_net(net)), device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
                   asked.weight, asked.sigma_x)
@@ -435,12 +448,13 @@ def train_classifier(
         except BaseException:  # the same call goes on with the same net
             if own: net.load_state_dict(before)
             raise
+        finally: net.to(at)
     if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
     results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
                    classes=classes, seconds=sum(e["seconds"] for e in history),
                    trained=fingerprint(plain_net(net)), **environment())
-    if processes().is_main_process: save_hardened(net.cpu(), here, own, results)
+    if processes().is_main_process: save_hardened(net, here, own, results)
     processes().wait_for_everyone()
     return net
 
@@ -464,6 +478,17 @@ def load_hardened(
     return net.eval()
 
 # %% ../nbs/11_robust_training.ipynb #e069b99c
+def check_trainable(
+    net, # a classifier that harden was given
+):
+    "Raises TypeError or ValueError unless it is a module with weights to train."
+    if not isinstance(net, torch.nn.Module):
+        raise TypeError(f"net must be a module to be trained, got {type(net).__name__}")
+    if any(map(nn.parameter.is_lazy, (*net.parameters(), *net.buffers()))):
+        raise ValueError("net has lazy layers without weights: call it once on an image")
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError("net has no weights to train: none of its parameters requires_grad")
+
 def check_own(
     net,     # a classifier that harden was given
     data,    # its labelled source
@@ -471,10 +496,9 @@ def check_own(
 ):
     """Returns `net`; raises TypeError or ValueError, before any work, if it cannot be trained
     on these images and labels, or not be saved."""
-    if not isinstance(net, torch.nn.Module):
-        raise TypeError(f"net must be a module to be trained, got {type(net).__name__}")
     check_unshared(net.state_dict())
-    scores = scores_of_first(net.cpu(), data.batch(torch.arange(1))[0].cpu()).shape[1]
+    one = data.batch(torch.arange(1))[0].to(device_of(plain_net(net)))
+    scores = scores_of_first(net, one).shape[1]
     if scores < classes:
         raise ValueError(f"net scores {scores} classes, the labels have {classes}")
     return net

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
-           'as_path', 'new_file_mode', 'naming', 'replacing', 'plain', 'write_text', 'as_json', 'write_json',
-           'read_json', 'check_folder', 'alone', 'check_unshared', 'save_weights', 'read_weights', 'save_whole', 'fill',
-           'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names', 'referred', 'is_value', 'reached',
-           'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion', 'write_results', 'measured']
+           'as_path', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'plain', 'write_text', 'as_json',
+           'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
+           'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names',
+           'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion',
+           'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import dis
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from uuid import uuid4
@@ -120,13 +121,17 @@ def new_file_mode():
     return 0o666 & ~mask
 
 # %% ../nbs/reference/runs.ipynb #5ecf74b6
+class Unwritten(OSError):
+    "A file could not be written."
+
 @contextmanager
 def naming(path):
-    "A context whose OSErrors say which file could not be written, and how much space is free."
+    "A context whose errors of writing say which file it was, and how much space is free."
     try: yield
-    except OSError as e:
+    except Unwritten: raise  # of a file inside, named already
+    except (OSError, SafetensorError) as e:
         here = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-        raise OSError(f"cannot write {path}: {e} "
+        raise Unwritten(f"cannot write {path}: {e} "
                       f"({shutil.disk_usage(here).free / 2**20:.0f} MiB free)") from e
 
 # %% ../nbs/reference/runs.ipynb #f500487d
@@ -234,16 +239,21 @@ def check_unshared(
     return weights
 
 # %% ../nbs/reference/runs.ipynb #68049b50
-def save_weights(
+def stored(
     weights,    # tensors by name
-    path,       # of the .safetensors file
-    half=False, # store 16-bit numbers: half the size
+    half=False, # floats in 16 bits: half the size
+):
+    "Returns the tensors as a file holds them, by name."
+    as_kept = lambda v: v.half() if half and v.is_floating_point() else v
+    return {k: as_kept(v).detach().cpu().contiguous() for k, v in weights.items()}
+
+def save_weights(
+    weights, # tensors by name
+    path,    # of the .safetensors file
 ):
     "Writes tensors, whole or not at all. Raises ValueError if two of them share memory."
-    def stored(v):
-        return (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
-    with replacing(path) as temporary:
-        save_file({k: stored(v) for k, v in check_unshared(weights).items()}, temporary)
+    check_unshared(weights)
+    with replacing(path) as temporary: save_file(stored(weights), temporary)
 
 # %% ../nbs/reference/runs.ipynb #693a96df
 def read_weights(
@@ -264,13 +274,17 @@ def save_whole(
     results, # of the run, a dictionary; empty: none
     half=False, # store 16-bit numbers: half the size
 ):
-    "Saves what a set or classifier is, in a folder that is whole or has no config.json."
-    folder, texts = as_path(folder), {"README.md": card, "config.json": as_json(config)}
-    texts = {"results.json": as_json(results)} | texts if results else texts
+    """Saves what a set or classifier is, in a folder that is whole or has no config.json. What
+    was there before stays if there is no room."""
+    folder, texts = as_path(folder), {"config.json": as_json(config), "README.md": card}
+    if results: texts["results.json"] = as_json(results)
     check_unshared(weights)
-    for name in ("config.json", "results.json"): (folder / name).unlink(missing_ok=True)
-    save_weights(weights, folder / "model.safetensors", half)
-    for name, text in texts.items(): write_text(folder / name, text)  # config.json last
+    with ExitStack() as together:  # all is written, then renamed: the last one first
+        new = {name: together.enter_context(replacing(folder / name))
+               for name in (*texts, "model.safetensors")}
+        save_file(stored(weights, half), new["model.safetensors"])
+        for name, text in texts.items(): new[name].write_text(text, encoding="utf-8")
+        for name in ("config.json", "results.json"): (folder / name).unlink(missing_ok=True)
 
 def fill(
     module,  # network to load into
@@ -396,6 +410,7 @@ def is_value(v):
 
 def reached(
     part, # a callable, a container, or an object of the user's
+    closed=lambda p: False, # which parts are not looked into
 ):
     """Yields it, and all that it refers to by any number of steps: each with whether it is
     bound in a function or a partial."""
@@ -406,28 +421,34 @@ def reached(
         if is_value(p) or id(p) in seen: continue
         seen[id(p)] = p  # kept, so that nothing else gets its number
         yield p, bound
+        if closed(p): continue
         inner = isinstance(p, partial) or inspect.isfunction(p) or (
             bound and isinstance(p, (tuple, dict)))  # a list may count calls
         of = p.modules() if isinstance(p, nn.Module) else [p]
         todo += [(v, inner) for q in of for v in reversed(referred(q))]
 
 def _behind(part):
-    """Yields what a callable works with: nets, names of functions and classes, and values
-    bound in functions and partials. Other values of objects may change with each call."""
-    for p, bound in reached(part):
+    """Yields what a callable works with: nets, names of functions and classes, values bound in
+    functions and partials, and numbers of objects."""
+    named = lambda p: p is not part and hasattr(type(p), "fingerprint")
+    for p, bound in reached(part, named):
+        if not (is_value(p) or isinstance(p, (nn.Module, partial, dict, list, tuple))
+                or inspect.isroutine(p) or named(p)): yield from numbers_of(p)
         if p is part or is_value(p) and not bound: continue
-        if is_value(p) or isinstance(p, nn.Module): yield p
+        if is_value(p) or isinstance(p, nn.Module) or named(p): yield p
         elif callable(p): yield getattr(p, "__qualname__", type(p).__qualname__)
 
-def numbers_of(S):
-    "Returns tensors, arrays and lists of numbers that a user's set holds, a list."
+def numbers_of(part):
+    """Returns tensors, arrays and floats that a user's object holds, of a module lists of
+    numbers too: a list. Whole numbers, words and lists of others may count calls."""
     def plain(v):
-        if isinstance(v, list): return all(isinstance(w, (int, float)) for w in v)
-        return isinstance(v, (torch.Tensor, np.ndarray))
-    return [v for v in referred(S) if plain(v)]
+        if isinstance(v, list) and isinstance(part, nn.Module):
+            return all(isinstance(w, (int, float)) for w in v)
+        return isinstance(v, (torch.Tensor, np.ndarray, float, np.floating))
+    return [v for v in referred(part) if plain(v)]
 
 def _module_parts(module):
-    "Yields the bytes of a module: classes, numbers, weights; of a set tensors and lists too."
+    "Yields the bytes of a module: classes, numbers, weights; tensors and lists it holds."
     simple = lambda v: (isinstance(v, (int, float, str)) or
                         isinstance(v, tuple) and all(map(simple, v)))
     for m in module.modules():
@@ -435,7 +456,8 @@ def _module_parts(module):
         kept = sorted((k, v) for k, v in vars(m).items() if simple(v) and k not in passing)
         yield repr((type(m).__qualname__, kept)).encode()
         for k in sorted(m._non_persistent_buffers_set): yield from _parts(m._buffers[k])
-        for v in numbers_of(m) if hasattr(m, "perturb") else (): yield from _parts(v)
+        own = m is not module and hasattr(type(m), "fingerprint")
+        for v in [m] if own else numbers_of(m): yield from _parts(v)
     for k, v in module.state_dict().items():
         if isinstance(v, torch.Tensor): yield from _parts([k, v])
 
@@ -474,8 +496,9 @@ def fingerprint(
     *parts, # tensors, modules, numbers, words, data sets, and other callables
 ):
     """Returns 16 hexadecimal digits that change with tensors, modules (weights, structure,
-    numbers), 64 evenly spaced items of a data set; of other callables their name, the
-    nets behind them, and what is bound in functions and partials count, but not their code."""
+    numbers), 64 evenly spaced items of a data set; of other callables their name, the nets
+    behind them, tensors, arrays and floats of objects, and what is bound in functions and
+    partials count, but not their code."""
     h = hashlib.blake2b(digest_size=8)
     for part in parts:
         for some in _parts(part): h.update(some)

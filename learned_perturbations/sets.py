@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['norms', 'project_ball', 'each_tensor', 'select', 'conditioned', 'spread', 'PerturbationSet', 'AffineSet', 'steepest',
-           'ascend', 'searching', 'LinfSet', 'sampling_grid', 'finite_maps', 'warp', 'RTSSet']
+           'ascend', 'gradient', 'searching', 'LinfSet', 'sampling_grid', 'finite_maps', 'warp', 'RTSSet']
 
 # %% ../nbs/00_sets.ipynb #8ec60bc9
 import math
@@ -130,14 +130,17 @@ class PerturbationSet(nn.Module):
     ):
         "Returns the images g(u; x). Raises TypeError or ValueError if either is unfit."
         check_images(x)
-        return self.perturb(self.condition(x), check_points(u, len(x), self.latent_dim))
+        return self.perturb(conditioned(self, x), check_points(u, len(x), self.latent_dim))
 
     def project(self,
         u,           # latent points, (..., k)
-        radius=None, # a number, or one for each row; the set's own if None
+        radius=None, # a number, or one for each row; for (B, n, k) also one for each example,
+                     # (B,); the set's own if None
     ):
         "Returns the nearest points of the ball, row by row, (..., k)."
         if radius is None: radius = self.radius
+        elif isinstance(radius, torch.Tensor) and radius.ndim == 1 and u.ndim == 3:
+            radius = radius[:, None]
         elif not isinstance(radius, torch.Tensor):
             radius = check_number(radius, "radius", within=False)
         return project_ball(u, radius, self.norm)
@@ -254,26 +257,40 @@ def ascend(
         best = torch.where(better, value.detach(), best)
         best_u = torch.where(better[:, None], u, best_u)
         if last: return best_u, best
-        grad, = torch.autograd.grad(value, v, torch.ones_like(value))
+        grad = gradient(value, v)
         rate = .505 + .495 * math.cos(math.pi * i / steps) if decay else 1.
         move = momentum * move + steepest(grad, S.norm)
         u = S.project(u + (rate * step_size)[..., None] * steepest(move, S.norm), radius)
 
 # %% ../nbs/00_sets.ipynb #fec6980b
+def gradient(
+    value, # numbers, (B,)
+    u,     # what they were computed from, (B, k)
+):
+    "Returns their gradients, (B, k). Raises ValueError if they do not depend on u."
+    grad = (torch.autograd.grad(value, u, torch.ones_like(value), allow_unused=True)[0]
+            if value.requires_grad else None)
+    if grad is None:
+        raise ValueError("perturb must be differentiable in u: its images do not depend on it "
+                         "in a way that PyTorch can follow")
+    return grad
+
 def searching(f):
-    """Makes a search work with sets in evaluation mode, and in torch's `inference_mode`, too:
-    it gets usual tensors."""
+    """Makes a search work with sets in evaluation mode, and in torch's `inference_mode` and
+    with tensors made there, too: it gets usual ones."""
     usual = lambda t: t.clone() if t.is_inference() else t
-    known = (torch.Tensor, dict, tuple, list)
+    def of(arg):  # a tensor, or the result of another search
+        known = isinstance(arg, torch.Tensor) or hasattr(arg, "_fields")
+        return each_tensor(usual, arg) if known else arg
     @wraps(f)
     def run(*args, **kw):
         with ExitStack() as during:
             for S in (*args, *kw.values()):
                 if hasattr(S, "perturb"): during.enter_context(evaluating(S))
-            if not torch.is_inference_mode_enabled(): return f(*args, **kw)
-            with torch.inference_mode(False), torch.no_grad():
-                of = lambda a: each_tensor(usual, a) if isinstance(a, known) else a
-                return f(*map(of, args), **{k: of(v) for k, v in kw.items()})
+            if torch.is_inference_mode_enabled():
+                during.enter_context(torch.inference_mode(False))
+                during.enter_context(torch.no_grad())
+            return f(*map(of, args), **{k: of(v) for k, v in kw.items()})
     return run
 
 # %% ../nbs/00_sets.ipynb #8c69b457

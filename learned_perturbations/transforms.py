@@ -10,7 +10,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .checks import check_choice, check_radius, check_set, check_shape
+from .checks import check_choice, check_images, check_radius, check_set
 from .classifiers import evaluating
 
 # %% ../nbs/reference/transforms.ipynb #d8f4cd2b
@@ -33,7 +33,7 @@ class RandomPoint(v2.Transform):
         if not isinstance(inpt, torch.Tensor):
             raise TypeError("RandomPoint takes tensors in [0, 1]: put v2.ToImage() and "
                             "v2.ToDtype(torch.float32, scale=True) before it")
-        x = check_shape(inpt.as_subclass(torch.Tensor), "image")
+        x = check_images(inpt.as_subclass(torch.Tensor), "image")
         if x.ndim == 3: x = x[None]
         seed = int(torch.randint(2**62, ()))
         u = self.S.sample(len(x), how=self.how, radius=self.radius, seed=seed,

@@ -73,7 +73,10 @@ class Cache:
         if not folder: return
         note = self.folder / "made.json"
         made = dict(images=fingerprint(x), n=len(x), block=block, draws=2)  # + 1 if new
-        if note.exists(): check_same(note, read_json(note), made)
+        if note.exists(): check_same(self.folder, read_json(note), made)
+        elif any(self.folder.glob("*/*.npy")):
+            raise ValueError(f"{self.folder} holds versions of unknown images: {note.name} is "
+                             "gone. Remove the folder, or choose another one")
         else: write_json(note, made)
 
     def path(self, name, severity, i):
@@ -92,8 +95,8 @@ class Cache:
         "Returns the file of a block, made now if it is not there yet."
         path = self.path(name, severity, i)
         if not path.exists():
-            with replacing(path) as new, open(new, "wb") as f:
-                np.save(f, self.new(name, severity, i).numpy())
+            block = self.new(name, severity, i).numpy()
+            with replacing(path) as new, open(new, "wb") as f: np.save(f, block)
         return path
 
     def fill(self, names, severity):

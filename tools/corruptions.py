@@ -30,9 +30,10 @@ from learned_perturbations.evaluation import conformal_radius, joint_distance, r
 from learned_perturbations.labelled_images import load_images
 from learned_perturbations.runs import fingerprint, measured, proportion, read_json, summary
 from learned_perturbations.sets import norms
+from learned_perturbations.suite import attack_suite, start_names
 
 seed = 1  # of everything random here: other fogs and frosts than the set and the classifiers were trained with
-parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "certify", "joint", "ceiling", "gap")
+parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "work", "certify", "joint", "ceiling", "gap")
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -54,6 +55,7 @@ def arguments():
     p.add_argument("--attacked", type=int, default=200)
     p.add_argument("--shares", nargs="*", type=float, default=[.1, .5, .9], help="of the encodings that the balls hold in which classifiers are attacked")
     p.add_argument("--most", type=int, default=32, help="starts of the suite")
+    p.add_argument("--longest", type=int, default=128, help="starts of the suite in the part work")
     p.add_argument("--calibration", type=int, default=5000, help="images, held out from training")
     p.add_argument("--draws", type=int, default=10_000, help="of a fixed certificate; an adaptive one: ten times as many at most")
     p.add_argument("--joint", nargs="*", default=["0.5:0.25", "0.9:0.25", "0.9:0.5"], help="SHARE:SIGMA_X: noise for the radius that holds this share of encodings, and on pixels")
@@ -354,6 +356,17 @@ def small(c, radii=(1., 2.)):
         compute = lambda: dict(latent=benchmark(net, "cifar10", S, data=(c.x[:c.a.attacked], c.y[:c.a.attacked]), name=name, n_attacked=c.a.attacked, radii=at, check=False, most=c.a.most, seed=seed).latent)
         measured(c.out / f"{name}-{what}.json", made, compute)
 
+def work(c, radius=1.):
+    "Accuracy of every classifier in a small ball of the set against the work of the suite, up to `--longest` starts."
+    x, y = c.floats(c.x[:c.a.attacked]), c.y[:c.a.attacked].to(c.device)
+    for folder in c.a.classifiers:
+        net, name = c.classifier(folder), Path(folder).name
+        made = c.made_of(classifier=fingerprint(net), attacked=c.a.attacked, most=c.a.longest, at=radius, searches=start_names)
+        def compute():
+            a = attack_suite(net, c.S, x, y, radius, seed, most=c.a.longest)
+            return dict(left=proportion(~a.success), accuracy=a.accuracy, converged=a.converged)
+        measured(c.out / f"{name}-work.json", made, compute)
+
 # ---- e: the generator gap -----------------------------------------------------------------------------------------------------------------------------
 
 def gap(c):
@@ -388,7 +401,7 @@ def main():
     Path(a.out).mkdir(parents=True, exist_ok=True)
     if a.jobs > 1: return side_by_side(a, asked)
     c = Setup(a)
-    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, joint=joint, gap=gap, small=small, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
+    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, joint=joint, gap=gap, small=small, work=work, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
     for part in asked:
         start = time.time()
         run[part](c)
@@ -407,7 +420,7 @@ def side_by_side(a, asked):
                 running.remove(p)
                 if p.returncode: failed.append(f"{p.args[2]} ({p.returncode})")
             time.sleep(.1)
-    for stage in (["prepare"], ["promise", "certify", "joint", "ceiling", "quality", "points", "small", "benchmark"], ["gap"]):
+    for stage in (["prepare"], [part for part in parts if part not in ("prepare", "gap")], ["gap"]):
         jobs = [(part, {}) for part in stage if part in asked and part != "benchmark"]
         if "benchmark" in stage and "benchmark" in asked: jobs += [("benchmark", dict(classifiers=[f])) for f in a.classifiers]
         for part, changed in jobs:

@@ -21,11 +21,10 @@ from learned_perturbations.robust_training import harden
 from learned_perturbations.rows import in_rows
 from learned_perturbations.runs import environment, fingerprint, measured, proportion, read_json, summary, write_json, write_results
 from learned_perturbations.sets import RTSSet
-from learned_perturbations.suite import suite_curve, suite_starts
+from learned_perturbations.suite import start_names, suite_curve
 
 root = Path(__file__).resolve().parent.parent
 results, kept = root/"results", Path("runs")/"results"
-searches = [[start.__name__, aimed] for start, aimed in suite_starts]  # a result of another suite is another result
 classifiers = ("clean", "pairs", "augment", "gaussian", "adversarial")
 certified_radii = [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
@@ -85,7 +84,7 @@ def suite(names=("gaussian", "adversarial", "adversarial-wide", "pairs", "augmen
     S, nets = LearnedSet.from_pretrained("mnist-rts").to(device), {f"mnist-{name}": trained(name).to(device) for name in names}
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
     most = most or (256 if device.type == "cuda" else 128)
-    made, curves = dict(set="mnist-rts", searches=searches, radii=list(radii), n=n, most=most, steps=steps, seed=0, precision="auto", weights={name: fingerprint(S, net) for name, net in nets.items()}), {}
+    made, curves = dict(set="mnist-rts", searches=start_names, radii=list(radii), n=n, most=most, steps=steps, seed=0, precision="auto", weights={name: fingerprint(S, net) for name, net in nets.items()}), {}
     path = results/"suite.json"
     if path.exists() and (old := read_json(path))["asked"] == made: curves = old["curves"]
     for name, net in nets.items():
@@ -127,7 +126,7 @@ def gap(names=("mnist-rts", "mnist-rts-short"), shares=(1 / 6, 1 / 3), n=60, mos
     def one(net):
         rows = {name: under(net, S, [s * held[name] for s in shares]) for name, (S, *_) in sets.items()}
         return dict(clean=proportion(is_correct(net, x, y)), exact=under(net, RTSSet(), [RTSSet().radius])[0], **rows)
-    made = dict(sets={name: fingerprint(S) for name, (S, *_) in sets.items()}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=searches, seed=seed)
+    made = dict(sets={name: fingerprint(S) for name, (S, *_) in sets.items()}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=start_names, seed=seed)
     return measured(results/"mnist-rts-gap.json", made, lambda: dict(radii=held, classifiers={name: one(net) for name, net in nets.items()}))
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
