@@ -136,13 +136,14 @@ def has_ended(
     return True
 
 def check_idle(
-    name,  # of the argument that stands in the place of the recipe's source
-    old,   # options of the source in the recipe
+    name,  # of the argument that stands in the place of a part of the recipe
+    part,  # which part: source, or classifier
+    old,   # options of the part in the recipe
     asked, # those asked for
 ):
-    "Raises ValueError if options of a source were asked for that is not used."
+    "Raises ValueError if options of a part were asked for that is not used."
     if idle := sorted(k for k in asked if k not in old or asked[k] != old[k]):
-        raise ValueError(f"{name} is given, so the recipe's source is not used: "
+        raise ValueError(f"{name} is given, so the recipe's {part} is not used: "
                          f"{', '.join(idle)} would change nothing")
 
 def begin_run(

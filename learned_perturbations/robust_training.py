@@ -404,9 +404,11 @@ def harden(
 ):
     """Returns a recipe's trained classifier, saved in `folder/name`. A finished run is loaded,
     an interrupted one goes on; one made otherwise is an error that says what differs."""
-    asked = get_harden_recipe(recipe, **changed)
+    asked, plain = get_harden_recipe(recipe, **changed), get_harden_recipe(recipe)
     if data is not None:
-        check_idle("data", get_harden_recipe(recipe).source_options, asked.source_options)
+        check_idle("data", "source", plain.source_options, asked.source_options)
+    if net is not None:
+        check_idle("net", "classifier", plain.classifier_options, asked.classifier_options)
     asked, S, data = set_and_data(asked, S, data, folder)
     if net is not None: check_trainable(net)
     if net is not None and asked.begin:

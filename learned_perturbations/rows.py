@@ -189,6 +189,9 @@ def unshared_rows(work, n, path, made, group, title, begun):
                       for j, i in enumerate(idx)])
             bar.update(len(idx))
     done = rows.all()
+    if any(done[i].keys() != done[0].keys() for i in range(n)):
+        raise ValueError(f"{path} has rows with other columns, of another version of this "
+                         "library. Remove it, or choose another path")
     value = lambda v: torch.as_tensor(v, dtype=torch.double if isinstance(v, float) else None)
     column = lambda k: torch.stack([value(done[i][k]) for i in range(n)])
     return {k: column(k) for k in done[0] if k != "example"}

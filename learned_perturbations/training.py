@@ -306,7 +306,8 @@ def train(
     if loss is not None: changed["likelihood"] = f"{loss.__module__}:{loss.__qualname__}"
     asked = get_recipe(recipe, **changed)
     if pairs is not None:
-        check_idle("pairs", get_recipe(recipe).source_options, asked.source_options)
+        check_idle("pairs", "source", get_recipe(recipe).source_options,
+                   asked.source_options)
         asked = replace(asked, source="given", source_options={})
     pairs, val = training_pairs(asked, pairs, val)
     made = dict(asdict(asked), pairs=fingerprint(pairs), val=fingerprint(val))

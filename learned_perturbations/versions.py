@@ -99,6 +99,13 @@ class Cache:
             with replacing(path) as new, open(new, "wb") as f: np.save(f, block)
         return path
 
+    def load(self, name, severity, i, **options):
+        "Returns a block of its file; raises ValueError, with the path, if that is broken."
+        path = self.file(name, severity, i)
+        try: return np.load(path, **options)
+        except (ValueError, EOFError) as e:
+            raise ValueError(f"{path} is broken: remove it, and it is made anew") from e
+
     def fill(self, names, severity):
         "Makes all files that are not there yet; several processes share the work."
         jobs = [(name, severity, i) for name in names for i in range(len(self.blocks))
@@ -113,7 +120,7 @@ class Cache:
         "Returns the versions of some images out of files, (B, C, H, W) in [0, 1]."
         def row(i):
             key = name, severity, i // self.block
-            if key not in self.known: self.known[key] = np.load(self.file(*key), mmap_mode="r")
+            if key not in self.known: self.known[key] = self.load(*key, mmap_mode="r")
             return self.known[key][i % self.block]
         return torch.from_numpy(np.stack([row(i) for i in idx.tolist()])).float() / 255
 
@@ -121,7 +128,7 @@ class Cache:
         "Returns all versions by a name, uint8 (N, C, H, W)."
         key, n = (name, severity), range(len(self.blocks))
         if self.folder:
-            return torch.from_numpy(np.concatenate([np.load(self.file(*key, i)) for i in n]))
+            return torch.from_numpy(np.concatenate([self.load(*key, i) for i in n]))
         if key not in self.known: self.known[key] = torch.cat([self.new(*key, i) for i in n])
         return self.known[key]
 
