@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['demo_names', 'lp_recipes', 'recipe_options', 'lp_train', 'lp_harden', 'run_of', 'test_pairs', 'check_unchanged',
-           'run_options', 'labelled_images', 'near_chance', 'results_path', 'chosen', 'lp_evaluate',
+           'run_options', 'labelled_images', 'near_chance', 'results_path', 'chosen', 'lp_evaluate', 'say_quality',
            'classifier_and_set', 'set_of', 'lp_attack', 'lp_certify', 'results_in', 'history_section', 'run_sections',
            'lp_report', 'demo_attack', 'lp_demo', 'demo_sections']
 
@@ -238,6 +238,13 @@ def lp_evaluate(
         learned, val, test, calibration, path.with_suffix(""), seed, passes=passes,
         steps=steps, starts=starts, points=points, batch=usual(50, shape, 4)))
     say(f"{len(test)} pairs")
+    say_quality(r)
+    say(path)
+
+def say_quality(
+    r, # what quality returned
+):
+    "Prints what was measured of a set."
     for k in ("nothing", "reconstruction", "encoding", "nearest", "expected", "farthest",
               "kl"):
         bound = dict(nearest="at most", farthest="at least").get(k, "")
@@ -251,7 +258,6 @@ def lp_evaluate(
                  f"{row['calibration']} validation pairs are too few for a radius that holds")
         say(f"{found} a new pair within {row['tau']:.2f} with probability "
             f"{row['promised']:.0%}")
-    say(path)
 
 # %% ../nbs/reference/cli.ipynb #fab4e296
 def classifier_and_set(classifier, S, source, changed, limit, most):

@@ -434,12 +434,11 @@ class CorruptionPairs(Pairs):
         moved = copy.copy(self)
         moved.x, moved.y = self.x.to(device), None if self.y is None else self.y.to(device)
         moved.device = device
-        if self.cache:  # all versions, those of the image itself last
-            moved.held = torch.empty(len(self.corruptions) + 1, *self.x.shape, device=device,
-                                     dtype=torch.uint8)
-            moved.held[-1] = moved.x
-            for part, name in zip(moved.held, self.corruptions):
-                part.copy_(self.cache.whole(name, self.severity))
+        moved.held = torch.empty(len(self.corruptions) + 1, *self.x.shape, device=device,
+                                 dtype=torch.uint8)
+        moved.held[-1] = moved.x  # all versions, those of the image itself last
+        for part, name in zip(moved.held, self.corruptions):
+            part.copy_(self.cache.whole(name, self.severity))
         return moved
 
     def corrupted(self, name, idx, seed=0, epoch=0):

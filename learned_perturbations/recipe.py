@@ -155,12 +155,12 @@ def begin_run(
     ValueError if it was another one."""
     path, state = here / "started.json", processes()
     state.wait_for_everyone()  # all look at the file before the first writes it
+    if state.is_main_process:
+        for left in here.glob(".*.tmp"): left.unlink()  # of a save that was killed
     if path.exists() and (here / "checkpoint.pt").exists():
         check_same(here, (started := read_json(path))["made"], made)
         return started["recipe"], []
     r, words = complete()
-    if state.is_main_process:
-        for left in here.glob(".*.tmp"): left.unlink()  # of a save that was killed
-        write_json(path, dict(made=made, recipe=asdict(r)))
+    if state.is_main_process: write_json(path, dict(made=made, recipe=asdict(r)))
     state.wait_for_everyone()
     return read_json(path)["recipe"], words

@@ -361,9 +361,9 @@ def set_named(
     return LearnedSet.from_pretrained(here if another else name)
 
 def set_and_data(
-    r,    # a HardenRecipe
-    S,    # what harden was given, or None
-    data, # likewise
+    r,      # a HardenRecipe
+    S,      # what harden was given, or None
+    data,   # likewise
     folder, # where runs lie
 ):
     "Returns the recipe, the set it needs (or None), and the labelled source it trains on."
@@ -409,10 +409,10 @@ def harden(
         check_idle("data", "source", plain.source_options, asked.source_options)
     if net is not None:
         check_idle("net", "classifier", plain.classifier_options, asked.classifier_options)
+        check_trainable(net)
+        if asked.begin:
+            raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     asked, S, data = set_and_data(asked, S, data, folder)
-    if net is not None: check_trainable(net)
-    if net is not None and asked.begin:
-        raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     made = dict(asdict(asked), data=fingerprint(data),
                 begin=asked.begin and fingerprint(load_classifier(asked.begin)),
                 net=fingerprint(plain_net(net)) if net is not None else None,

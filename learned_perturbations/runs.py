@@ -132,7 +132,7 @@ def naming(path):
     except (OSError, SafetensorError) as e:
         here = next(p for p in (path, *path.absolute().parents) if p.is_dir())
         raise Unwritten(f"cannot write {path}: {e} "
-                      f"({shutil.disk_usage(here).free / 2**20:.0f} MiB free)") from e
+                        f"({shutil.disk_usage(here).free / 2**20:.0f} MiB free)") from e
 
 # %% ../nbs/reference/runs.ipynb #f500487d
 @contextmanager
@@ -453,11 +453,13 @@ def _module_parts(module):
                         isinstance(v, tuple) and all(map(simple, v)))
     for m in module.modules():
         passing = "training", "_is_torch_compile", "_compiled_call_impl"
+        if m is not module and hasattr(type(m), "fingerprint"):
+            yield from _parts(m)
+            continue
         kept = sorted((k, v) for k, v in vars(m).items() if simple(v) and k not in passing)
         yield repr((type(m).__qualname__, kept)).encode()
         for k in sorted(m._non_persistent_buffers_set): yield from _parts(m._buffers[k])
-        own = m is not module and hasattr(type(m), "fingerprint")
-        for v in [m] if own else numbers_of(m): yield from _parts(v)
+        for v in numbers_of(m): yield from _parts(v)
     for k, v in module.state_dict().items():
         if isinstance(v, torch.Tensor): yield from _parts([k, v])
 
