@@ -136,7 +136,7 @@ def transferred(
 # %% ../nbs/10_suite.ipynb #4bd0e6bb
 suite_starts = ((sampled, False), (transferred, False), (sampled, False),
                 (transferred, False), (from_random, False), (sampled, True),
-                (transferred, False), (transferred, True))
+                (transferred, True), (transferred, False))
 start_names = [[start.__name__, aimed] for start, aimed in suite_starts]  # for results files
 
 def wanted(

@@ -74,6 +74,8 @@ recipes = known(
     replace(_rts, name="mnist-rts-5", **_few(5, **_long_rts)),
     replace(_rts, name="mnist-rts-1-published", **_few(1)),
     replace(_rts, name="mnist-rts-1", **_few(1, **_long_rts)),
+    replace(_cifar, name="mnist-rts-unet", source="rts", source_options=dict(data="mnist"),
+            epochs=8, batch_size=128, beta="0:0 0.25:1 1:1", seed=1),
     replace(_rts, name="demo", epochs=8,
             **{**_fast_rts, "batch_size": 32, "source_options": {}}),
     _cifar, replace(_cifar, name="cifar10-corruptions-cpu", epochs=20, batch_size=128),
