@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['raw_suffixes', 'image_suffixes', 'is_hidden', 'list_images', 'list_folders', 'some', 'name_of', 'matches', 'opened',
            'is_grey', 'upright', 'check_size', 'check_channels', 'read_image', 'stamp', 'header', 'content',
-           'warn_aspect', 'by', 'ImageFiles', 'check_stock', 'paired_files', 'scene_files', 'partners',
+           'warn_aspect', 'by', 'ImageFiles', 'check_stock', 'paired_files', 'scene_files', 'warn_copies', 'partners',
            'check_reference', 'class_files']
 
 # %% ../nbs/reference/image_files.ipynb #a9293f37
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import groupby
 from PIL import Image, ImageFile, ImageOps
 from torch.nn import functional as F
 
@@ -342,6 +343,20 @@ def scene_files(
     return scenes
 
 # %% ../nbs/reference/image_files.ipynb #c9814f8c
+def warn_copies(
+    blocks, # the files of each scene, {name: [paths]}
+):
+    "Warns of files of one scene that are the same to the byte, with their names."
+    copies = []
+    for name, paths in blocks.items():
+        sizes = groupby(paths, lambda p: p.stat().st_size)  # most files need not be read
+        for same in (g for g in sizes.values() if len(g) > 1):
+            alike = groupby(same, lambda p: content(str(p), stamp(p))).values()
+            copies += [f"{name} ({', '.join(p.name for p in g)})" for g in alike if len(g) > 1]
+    if copies:
+        warnings.warn("the same image twice: a pair of the two shows no perturbation, and any "
+                      f"set is right about it: {some(copies)}", stacklevel=3)
+
 def partners(
     blocks,         # the positions of each scene's images, {name: range}
     reference=None, # position -> is it x always? None: any two images are a pair

@@ -28,7 +28,7 @@ from .checks import (check_count, check_images, check_labels, check_pairs,
 from .image_files import (ImageFiles, check_reference, check_size,
                                                check_stock,
                                                matches, paired_files, partners, scene_files,
-                                               warn_aspect)
+                                               warn_aspect, warn_copies)
 from .labelled_images import (as_images, digits, labelled, load_images,
                                                    mnist, part_arrays, part_of, read_arrays,
                                                    split_items, splits)
@@ -249,7 +249,7 @@ def scenes(
     ValueError for scenes that give no pair."""
     found = scene_files(root, exclude, mask)
     images = {name: paths for name, (paths, _) in found.items()}
-    check_reference(images, reference)
+    check_reference(images, reference), warn_copies(images)
     x, at = part_of(images, split, root, size, channels, held_out, split_seed)
     chosen = reference and (lambda i: matches(x.paths[i], reference))
     items, versions, groups = partners(at, chosen)
