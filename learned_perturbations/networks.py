@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 # %% ../nbs/05_networks.ipynb #ab632502
-from .checks import check_choice, check_number
+from .checks import check_choice, check_count, check_number
 from .cvae import CVAE, build, networks
 from .runs import fill, mixed
 from .sets import finite_maps, sampling_grid
@@ -223,12 +223,13 @@ class STNGenerator(nn.Module):
 def mnist_stn(
     shape, # of one image: (1, 42, 42)
     *,
+    warps=5,      # warped copies that are blended
     folded=False, # with the generator's two first dense layers multiplied into one
     alone=0.,     # share of training in which each warp also does alone; 0: as published
 ):
     "Returns the spatial-transformer CVAE of the paper, for images padded to 42×42."
     alone = check_number(alone, "alone", high=1., within=False)
-    generator = STNGenerator(folded=folded, alone=alone)
+    generator = STNGenerator(n=check_count(warps, "warps"), folded=folded, alone=alone)
     return CVAE(STNEncoder(1), STNEncoder(2), generator, 128, (1, 42, 42))
 
 # %% ../nbs/05_networks.ipynb #4a0ca488

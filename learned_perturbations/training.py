@@ -74,6 +74,8 @@ recipes = known(
     replace(_rts, name="mnist-rts-5", **_few(5, **_long_rts)),
     replace(_rts, name="mnist-rts-1-published", **_few(1)),
     replace(_rts, name="mnist-rts-1", **_few(1, **_long_rts)),
+    replace(_rts, name="mnist-rts-two", **{**_long_rts, "epochs": 20, "seed": 1,
+            "network_options": dict(_long_rts["network_options"], warps=2)}),
     replace(_cifar, name="mnist-rts-unet", source="rts", source_options=dict(data="mnist"),
             epochs=8, batch_size=128, beta="0:0 0.25:1 1:1", seed=1),
     replace(_rts, name="demo", epochs=8,

@@ -114,22 +114,27 @@ def compared(names=("mnist-rts-short", "mnist-rts"), n=40, share=.99):
     return measured(results/"mnist-rts-compared.json", made, lambda: dict(nothing=summary(squared_error(x, x_tilde)), real=proportion(is_correct(net, x_tilde, y)),
                                                                          sets={name: measure(*parts) for name, parts in sets.items()}))
 
-def gap(among=("rts", "rts-short", "rts-unet"), shares=(1 / 6, 1 / 3), n=100, most=64, seed=0):
-    "Accuracy of every classifier at the worst real perturbations, and at the worst points of three learned sets: balls of the same share of the radius that holds 99 % of the encodings."
+def gap(among=("rts", "rts-short", "rts-two", "rts-unet"), shares=(1 / 6, 1 / 3), n=100, most=64, seed=0):
+    "Accuracy of every classifier at the worst real perturbations, and at the worst points of other learned sets: balls of the same share of the radius that holds 99 % of the encodings. Kept after each classifier in each set."
     (x, y), nets = digits("test", pad=7), {name: load_classifier(f"mnist-{name}") for name in classifiers}
     x, y = x[:n], y[:n]
     balls = {sets[part][0]: learned(*sets[part]) for part in among}
     held = {name: S.encoding_norms(val).quantile(.99).item() for name, (S, _, val, _) in balls.items()}
-    def under(net, S, radii):
-        return [dict(radius=r, accuracy=proportion(~a.success), converged=a.converged, starts=a.accuracy[-1][0])
-                for r, a in zip(radii, suite_curve(net, S, x, y, radii, most=most, seed=seed))]
-    def one(net):
-        rows = {name: under(net, S, [s * held[name] for s in shares]) for name, (S, *_) in balls.items()}
-        return dict(clean=proportion(is_correct(net, x, y)), exact=under(net, RTSSet(), [RTSSet().radius])[0], **rows)
-    made = dict(sets={name: fingerprint(S) for name, (S, *_) in balls.items()}, weights=fingerprint(*nets.values()), n=n, most=most, shares=list(shares), searches=start_names, seed=seed)
+    how = dict(n=n, most=most, searches=start_names, seed=seed)
     kept.mkdir(parents=True, exist_ok=True)
-    rows = {name: measured(kept/f"gap-{name}.json", dict(made, classifier=name), lambda net=net: one(net)) for name, net in nets.items()}
-    return measured(results/"mnist-rts-gap.json", made, lambda: dict(radii=held, classifiers={name: {k: row[k] for k in ("clean", "exact", *balls, "seconds")} for name, row in rows.items()}))
+    def under(name, ball, S, radii):
+        def compute(): return dict(rows=[dict(radius=r, accuracy=proportion(~a.success), converged=a.converged, starts=a.accuracy[-1][0])
+                                         for r, a in zip(radii, suite_curve(nets[name], S, x, y, radii, most=most, seed=seed))])
+        made = dict(how, set=fingerprint(S), classifier=fingerprint(nets[name]), radii=radii)
+        return measured(kept/f"gap-{name}-{ball}.json", made, compute)["rows"]
+    right = lambda S: dict(centre=proportion(is_correct(nets["pairs"], S(x, x.new_zeros(n, S.latent_dim)), y)), random=proportion(is_correct(nets["pairs"], S(x, S.sample(n, how="truncated")), y)))
+    def compute():
+        rows = {name: dict(clean=proportion(is_correct(net, x, y)), exact=under(name, "exact", RTSSet(), [RTSSet().radius])[0]) for name, net in nets.items()}
+        for ball, (S, *_) in balls.items():
+            for name in nets: rows[name][ball] = under(name, ball, S, [s * held[ball] for s in shares])
+        return dict(radii=held, recognised={ball: right(S) for ball, (S, *_) in balls.items()}, training={ball: run for ball, (_, run, *_) in balls.items()}, classifiers=rows)
+    made = dict(how, sets={name: fingerprint(S) for name, (S, *_) in balls.items()}, weights=fingerprint(*nets.values()), shares=list(shares))
+    return measured(results/"mnist-rts-gap.json", made, compute)
 
 def schedules(name="adversarial", radius=2., n=200, steps=(10, 20, 50, 100)):
     "Accuracy of a classifier under attack against the number of steps, for three rules of how long a step is."
@@ -167,8 +172,8 @@ def adaptive(name="gaussian", n=10_000, digits=50, more=200, sigma=1.):
 
 sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc-fast"), "conv": ("mnist-linf-conv", None),
         "rts": ("mnist-rts", None), "rts-short": ("mnist-rts-short", None), "rts-5": ("mnist-rts-5", "runs/mnist-rts-5"), "rts-1": ("mnist-rts-1", "runs/mnist-rts-1"),
-        "rts-unet": ("mnist-rts-unet", "runs/mnist-rts-unet")}
-parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, folder=folder, limit=200 if part in ("rts-5", "rts-1", "rts-unet") else 500) for part, (name, folder) in sets.items()}
+        "rts-two": ("mnist-rts-two", "runs/mnist-rts-two"), "rts-unet": ("mnist-rts-unet", "runs/mnist-rts-unet")}
+parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, folder=folder, limit=200 if part in ("rts-5", "rts-1", "rts-two", "rts-unet") else 500) for part, (name, folder) in sets.items()}
 parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if part != "fc-fast"}
 parts |= {"rts-pinned": lambda: evaluate("mnist-rts", pinned=True, limit=200)}
 parts |= {f"certify-{name}": lambda name=name: certified(name, 1000, 300) for name in classifiers}
