@@ -15,7 +15,8 @@ import numpy as np
 from .checks import (check_choice, check_count, check_name, check_number,
                                           check_seed)
 from .registry import Registry
-from .runs import check_same, precisions, processes, read_json, write_json
+from .runs import (check_same, precisions, processes, read_json,
+                                        remove_left, write_json)
 
 # %% ../nbs/reference/recipe.ipynb #5668f251
 def schedule(
@@ -155,8 +156,7 @@ def begin_run(
     ValueError if it was another one."""
     path, state = here / "started.json", processes()
     state.wait_for_everyone()  # all look at the file before the first writes it
-    if state.is_main_process:
-        for left in here.glob(".*.tmp"): left.unlink()  # of a save that was killed
+    if state.is_main_process: remove_left(here, ".*.tmp")
     if path.exists() and (here / "checkpoint.pt").exists():
         check_same(here, (started := read_json(path))["made"], made)
         return started["recipe"], []

@@ -357,7 +357,7 @@ def set_named(
 ):
     "Returns the learned set."
     here = Path(folder) / name
-    another = name not in packaged("network") and (here / "config.json").exists()
+    another = (here / "config.json").exists() and name not in packaged("network")
     return LearnedSet.from_pretrained(here if another else name)
 
 def set_and_data(

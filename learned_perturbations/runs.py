@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
-           'as_path', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'plain', 'write_text', 'as_json',
-           'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
+           'as_path', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain', 'write_text',
+           'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
            'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names',
            'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion',
            'write_results', 'measured']
@@ -151,6 +151,16 @@ def replacing(
             temporary.chmod(new_file_mode())
             os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+def remove_left(
+    folder,   # in which files are written
+    pattern,  # of their temporary files
+    age=None, # seconds for which they have not changed; None: any, nobody else writes there
+):
+    "Removes the temporary files of saves that were killed."
+    for p in as_path(folder).glob(pattern):
+        with suppress(FileNotFoundError):  # another process was quicker
+            if age is None or time.time() - p.stat().st_mtime > age: p.unlink()
 
 # %% ../nbs/reference/runs.ipynb #6d554928
 def plain(value):
@@ -439,12 +449,14 @@ def _behind(part):
         elif callable(p): yield getattr(p, "__qualname__", type(p).__qualname__)
 
 def numbers_of(part):
-    """Returns tensors, arrays and floats that a user's object holds, of a module lists of
-    numbers too: a list. Whole numbers, words and lists of others may count calls."""
+    """Returns tensors, arrays and floats that a user's object holds, a list; of a module lists
+    of numbers in place of floats. Whole numbers, words and lists may count calls."""
+    is_module = isinstance(part, nn.Module)  # whose floats are among what it keeps by name
     def plain(v):
-        if isinstance(v, list) and isinstance(part, nn.Module):
-            return all(isinstance(w, (int, float)) for w in v)
-        return isinstance(v, (torch.Tensor, np.ndarray, float, np.floating))
+        if isinstance(v, float): return not is_module
+        if isinstance(v, list):
+            return is_module and all(isinstance(w, (int, float)) for w in v)
+        return isinstance(v, (torch.Tensor, np.ndarray, np.floating))
     return [v for v in referred(part) if plain(v)]
 
 def _module_parts(module):

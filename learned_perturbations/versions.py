@@ -19,8 +19,8 @@ from . import draws
 from .checks import check_count
 from .labelled_images import check_split, hold_out
 from .runs import (as_path, check_folder, check_same, fingerprint,
-                                        processes,
-                                        read_json, replacing, write_json)
+                                        processes, read_json, remove_left, replacing,
+                                        write_json)
 
 # %% ../nbs/reference/versions.ipynb #d320c422
 def cifar10_sample():
@@ -78,6 +78,7 @@ class Cache:
             raise ValueError(f"{self.folder} holds versions of unknown images: {note.name} is "
                              "gone. Remove the folder, or choose another one")
         else: write_json(note, made)
+        remove_left(self.folder, "*/.*.tmp", 3600)  # younger ones may be another run's
 
     def path(self, name, severity, i):
         "Returns the file of a block."
