@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 # %% ../nbs/reference/versions.ipynb #fe1debcc
 from . import draws
 from .checks import check_count
-from .labelled_images import check_split, hold_out
+from .labelled_images import check_split, hold_out, not_had
 from .runs import (as_path, check_folder, check_same, fingerprint,
                                         processes, read_json, remove_left, replacing,
                                         write_json)
@@ -39,7 +39,8 @@ def cifar10(
     from torchvision.datasets import CIFAR10
     try: data = CIFAR10(as_path(root), train=check_split(split) != "test", download=True)
     except (RuntimeError, OSError) as e:
-        raise OSError(f"CIFAR-10 is not in {root} and cannot be downloaded: {e}") from e
+        file = f"file {CIFAR10.filename}"
+        raise OSError(not_had("CIFAR-10", file, root, "", e)) from e
     x, y = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
     return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 
