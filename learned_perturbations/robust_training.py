@@ -37,9 +37,9 @@ from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
 from .runs import (alone, check_folder, check_same, check_unshared,
-                                        device_of, environment, fill, fingerprint, packaged,
-                                        processes, read_json, read_weights, save_weights,
-                                        write_json)
+                                        device_of, environment, fill, fingerprint, home_of,
+                                        packaged, processes, read_json, read_weights,
+                                        save_weights, write_json)
 from .sets import ascend, steepest
 from .training import check_items, step_seconds
 
@@ -453,8 +453,9 @@ def train_classifier(
         finally: net.to(at)
     if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
-    results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
-                   classes=classes, seconds=sum(e["seconds"] for e in history),
+    results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
+                   shape=list(shape), classes=classes,
+                   seconds=sum(e["seconds"] for e in history),
                    trained=fingerprint(plain_net(net)), **environment())
     if processes().is_main_process: save_hardened(net, here, own, results)
     processes().wait_for_everyone()

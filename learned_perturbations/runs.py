@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
-           'as_path', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain', 'write_text',
-           'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
-           'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names',
-           'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion',
-           'write_results', 'measured']
+           'as_path', 'home_of', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain',
+           'write_text', 'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored',
+           'save_weights', 'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours',
+           'global_names', 'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary',
+           'proportion', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import dis
@@ -115,6 +115,10 @@ def as_path(path):
     except TypeError: raise TypeError(f"a path or a name is wanted, got {path!r}") from None
 
 # %% ../nbs/reference/runs.ipynb #3bd43218
+def home_of(folder):
+    "Returns the current folder as it is seen from `folder`: recorded, both can be moved."
+    return os.path.relpath(Path.cwd(), as_path(folder).resolve())
+
 def new_file_mode():
     "Returns the mode that new files have here: 0666 less the umask."
     mask = os.umask(0); os.umask(mask)

@@ -28,7 +28,8 @@ from .pairs import Subset, as_pairs, batches, held_out_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule, staircase)
 from .runs import (alone, check_folder, check_unshared, device_of,
-                                        environment, evenly, fingerprint, mixed, processes)
+                                        environment, evenly, fingerprint, home_of, mixed,
+                                        processes)
 
 # %% ../nbs/07_training.ipynb #d238aabb
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def train(
         history = fit(cvae, pairs, cvae_loss(cvae.latent_dim, r.beta), here, r, made)
         S, radius = finish_set(cvae, val, r)
         check_used(r, radius["active"], not asked.epochs)
-        S.results = dict(recipe=asdict(r), made=made, history=history,
+        S.results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
                          seconds=sum(h["seconds"] for h in history), radius=radius,
                          validation=compare_with_nothing(S, val, r), **environment())
         if processes().is_main_process:
