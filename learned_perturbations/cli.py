@@ -302,8 +302,8 @@ def set_of(
     "Returns the set a classifier was trained in. Raises ValueError if it is not to be had."
     if S: return LearnedSet.from_pretrained(S)
     _, run, results = run_of(here, "classifier")
-    if run["S"] == "given":
-        raise ValueError(f"{here} was trained in a set given in Python: name one with --S")
+    if run["S"] in ("given", ""):
+        raise ValueError(f"{here} was trained in no set that has a name: name one with --S")
     learned, made = set_named(run["S"], here.parent), results.get("made", {}).get("S")
     if made and made != fingerprint(learned, learned.radius):
         raise ValueError(f"{run['S']} is not the set that {here} was trained in: name one "
@@ -439,7 +439,7 @@ def run_sections(
             set_section(LearnedSet.from_pretrained(here), test_pairs(run, {}), about)]
         return [*sections, shown, *map(quality_section, results_in(here, "quality")[-1:])]
     _, run, results = run_of(here, "classifier")
-    if "given" in (run["source"], run["S"]): return [history_section(results)]
+    if run["source"] == "given" or run["S"] in ("given", ""): return [history_section(results)]
     net, S = load_classifier(here), set_of(here)
     test = test_pairs(run, {})
     x, y = (t.cpu() for t in labelled_images(test, usual(500, shape_of(test, "test"), 100)))

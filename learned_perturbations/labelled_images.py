@@ -276,6 +276,10 @@ def labelled(
     many_classes=False, # allow more than 10,000?
 ):
     "Returns a data set by name. Raises ValueError if it is absent, or has too many classes."
+    if str(root) != "data" and data != "mnist":
+        raise ValueError(f"root is the folder of mnist, and data is {data}: root would change "
+                         "nothing. Pairs of photographs in folders are other sources: folder, "
+                         "scenes")
     if isinstance(check_data(data), str) and data in named:
         read = digits if data == "digits" else partial(mnist, root)
         x, y = read(split, 0, held_out)

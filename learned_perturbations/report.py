@@ -56,7 +56,7 @@ def set_section(
     def search(idx):
         return {f.__name__: f(S, x[idx], x_tilde[idx], ids=idx, **how).u
                 for f in (nearest, farthest)}
-    found = in_rows(search, n, group=usual(n, x.shape[1:]), title="nearest and farthest")
+    found = in_rows(search, n, group=usual(4, x.shape[1:]), title="nearest and farthest")
     with torch.no_grad():
         points = (S.project(S.encode(x, x_tilde)), found["nearest"],
                   S.sample(n, how="truncated").to(x), found["farthest"])

@@ -343,10 +343,12 @@ def find_saved(
     if (isinstance(name, Path) or word.startswith((".", "/", "~"))
             or "/" in word and here.exists()):
         if (here / "config.json").exists(): return here
+        hints = {"started.json": ": its run has not ended; the command that began it goes on",
+                 "model.safetensors": ": it holds weights alone, to be loaded into the net "
+                                      "they are of"}
         raise FileNotFoundError(
             f"{name} {'has no config.json' if here.is_dir() else 'does not exist'}"
-            + (": it holds weights alone, to be loaded into the net they are of"
-               if (here / "model.safetensors").exists() else ""))
+            + next((said for file, said in hints.items() if (here / file).exists()), ""))
     known, mine = packaged(marker), (here / "config.json").exists()
     if word in known and mine and not here.samefile(known[word]):
         raise ValueError(f"{word} is a folder here and also comes with the package: say "

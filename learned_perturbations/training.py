@@ -95,7 +95,7 @@ def get_recipe(
 # %% ../nbs/07_training.ipynb #82134a49
 def check_recipe(r):
     "Returns a recipe with plain numbers. Raises TypeError or ValueError if a field is wrong."
-    schedule(r.beta), likelihoods[r.likelihood]
+    schedule(r.beta, "beta"), likelihoods[r.likelihood]
     if r.network != "auto": networks.check(r.network, r.network_options)
     if r.source != "given": sources.check(r.source, r.source_options)
     share = check_number(r.radius_share, "radius_share", high=1., within=False)
