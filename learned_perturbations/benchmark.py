@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['groups', 'name_of', 'CorruptedImages', 'test_images', 'scores', 'calibration_error', 'under_corruptions',
            'encoding_norms', 'in_set', 'means', 'Benchmark', 'benchmark_card', 'corruption_parts', 'set_parts',
-           'benchmark']
+           'check_threat', 'check_corruptions', 'images_for', 'benchmark']
 
 # %% ../nbs/15_benchmark.ipynb #e080454f
 from typing import NamedTuple
@@ -15,8 +15,7 @@ import torch
 # %% ../nbs/15_benchmark.ipynb #75bdc68d
 from .checks import (check_choice, check_count, check_images,
                                           check_labels, check_number, check_seed, check_set)
-from .classifiers import (evaluating, logits, plain_net,
-                                               scores_of_first)
+from .classifiers import all_logits, plain_net, scores_of_first
 from .corruptions import (check_colour, corrupt, corruptions, extra,
                                                names, paper, several)
 from .labelled_images import load_images
@@ -85,12 +84,9 @@ def scores(
     """Returns the class scores of images in 8 bits, (N, classes), float32. Raises ValueError
     for NaN and for scores of pixels."""
     device = device_of(plain_net(model))
-    with evaluating(model):
-        z = torch.cat([logits(model, p.to(device).float() / 255).float()
-                       for p in x.split(batch)])
+    z = all_logits(model, (p.to(device).float() / 255 for p in x.split(batch)))
     if z.ndim != 2: raise ValueError(f"model must give (B, classes), got {tuple(z.shape)}")
-    if z.isnan().any(): raise ValueError("the model returned NaN: nothing can be said")
-    return z
+    return z.float()
 
 # %% ../nbs/15_benchmark.ipynb #82902566
 def calibration_error(
@@ -238,7 +234,8 @@ def corruption_parts(
     at, seen = severities.index(5), [n for n in right if n in paper] or list(right)
     every = torch.stack([right[n][at] for n in seen]).all(0)
     corrupted = torch.stack([error[n][at] for n in seen]).mean().item()
-    return parts | dict(worst=dict(proportion(every), of=len(seen)), corrupted=corrupted)
+    return parts | dict(worst=dict(proportion(every), of=len(seen)),
+                        calibration=dict(corrupted=corrupted))
 
 def set_parts(
     model,      # classifier, from images to logits
@@ -250,23 +247,52 @@ def set_parts(
     check,      # answer the self-check's questions?
     **settings, # of attack_suite
 ):
-    "Returns the rows of a `Benchmark` about a set."
+    "Returns the field of a `Benchmark` that a set decides, a dictionary."
     device = device_of(plain_net(model))
     if radii is None:
         seen = torch.cat([*encoding_norms(S, images).values()])
-        radii = [seen.quantile(check_number(s, "shares", high=1.)).item() for s in shares]
+        radii = [seen.quantile(s).item() for s in shares]
     else: shares = [None] * len(radii)
     x, y = images.x[:n].to(device).float() / 255, images.y[:n].to(device)
     rows = in_set(model, S, x, y, radii, check, **settings)
-    return [dict(r, share=s) for r, s in zip(rows, shares)]
+    return dict(latent=[dict(r, share=s) for r, s in zip(rows, shares)])
 
 # %% ../nbs/15_benchmark.ipynb #47f984ac
+def check_threat(threat_model, shares, radii, n_attacked, settings):
+    "Raises TypeError or ValueError, before any work, unless these arguments can be used."
+    for s in shares: check_number(s, "shares", high=1.)
+    check_count(n_attacked, "n_attacked")
+    if isinstance(threat_model, str):
+        check_choice(threat_model, "threat_model", ("corruptions",))
+        if settings: raise TypeError(f"unknown arguments: {', '.join(settings)}")
+    elif not hasattr(check_set(threat_model), "encode") and radii is None:
+        raise TypeError("threat_model has no encode to say what its balls hold: give radii")
+
+def check_corruptions(names, severities):
+    "Returns both as tuples; raises TypeError or ValueError if one of them cannot be used."
+    names, severities = several(names, "names"), several(severities, "severities")
+    for n in names: corruptions[n]
+    if len({name_of(n) for n in names}) < len(names):
+        raise ValueError("names has two corruptions of one name: give each its own")
+    for s in severities: check_count(s, "severities", 1, 5)
+    return names, severities
+
+def images_for(model, data, seed):
+    """Returns the `CorruptedImages` of a data set. Raises TypeError or ValueError if the model
+    does not take them, or does not score their classes."""
+    device = device_of(plain_net(model))
+    images = test_images(data, seed, device)
+    classes = scores_of_first(model, images.x[:1].to(device).float() / 255).shape[1]
+    check_labels(images.y, len(images), classes, "y of data")
+    return images
+
+# %% ../nbs/15_benchmark.ipynb #47f984ad
 def benchmark(
     model,                     # any function from images in [0, 1] to class scores
     dataset=None,              # what the images are called; None: cifar10, or given
     threat_model="corruptions",# "corruptions", or a PerturbationSet with encode
-    data=None,                 # CorruptedImages, (x, y), a file's or folder's test part, as in
-                               # test_images
+    data=None,                 # CorruptedImages, (x, y) as from load_images, the test part of
+                               # a file or folder; None: as in test_images
     name=None,                 # of the model; None: that of its class
     names=names,               # of the corruptions
     severities=(1, 2, 3, 4, 5),# of each
@@ -279,34 +305,21 @@ def benchmark(
 ):
     """Returns the `Benchmark` of a classifier: under common corruptions, or at the worst
     points of a set. Raises TypeError or ValueError for a model that takes no such images."""
-    if isinstance(threat_model, str):
-        check_choice(threat_model, "threat_model", ("corruptions",))
-        if settings: raise TypeError(f"unknown arguments: {', '.join(settings)}")
-    elif not hasattr(check_set(threat_model), "encode") and radii is None:
-        raise TypeError("threat_model has no encode to say what its balls hold: give radii")
-    names, severities = several(names, "names"), several(severities, "severities")
-    for n in names: corruptions[n]
-    if len({name_of(n) for n in names}) < len(names):
-        raise ValueError("names has two corruptions of one name: give each its own")
+    check_threat(threat_model, shares, radii, n_attacked, settings)
+    names, severities = check_corruptions(names, severities)
     dataset = dataset or ("cifar10" if data is None else "given")
     if data is None: check_choice(dataset, "dataset, without data,", ("cifar10",))
-    images = test_images(data, seed, device_of(plain_net(model)))
-    for s in severities: check_count(s, "severities", 1, 5)
-    first = images.x[:1].to(device_of(plain_net(model))).float() / 255
-    classes = scores_of_first(model, first).shape[1]
-    check_labels(images.y, len(images), classes, "y of data")
+    images = images_for(model, data, seed)
     z = scores(model, images.x).cpu()
     about = dict(model=name or name_of(model), dataset=dataset, n=len(images),
                  seed=images.seed, weights=fingerprint(model), images=images.fingerprint())
-    made = dict(clean=proportion(z.argmax(1) == images.y), corruptions={}, means={}, worst={},
-                calibration=dict(clean=calibration_error(z, images.y)), latent=[])
     if isinstance(threat_model, str):
         about["severities"] = severities
-        made |= corruption_parts(model, images, names, severities)
-        if "corrupted" in made: made["calibration"]["corrupted"] = made.pop("corrupted")
+        parts = corruption_parts(model, images, names, severities)
     else:
-        n = min(check_count(n_attacked, "n_attacked"), len(images))
         about |= dict(set=fingerprint(threat_model), set_radius=threat_model.radius)
-        made["latent"] = set_parts(model, threat_model, images, n, shares, radii, check,
-                                   seed=seed, **settings)
-    return Benchmark(about=about, **made)
+        parts = set_parts(model, threat_model, images, n_attacked, shares, radii, check,
+                          seed=seed, **settings)
+    parts = dict(corruptions={}, means={}, worst={}, latent=[], calibration={}) | parts
+    parts["calibration"] = dict(clean=calibration_error(z, images.y)) | parts["calibration"]
+    return Benchmark(about=about, clean=proportion(z.argmax(1) == images.y), **parts)

@@ -27,7 +27,8 @@ from .filters import (Noise, correlate, disk, each, eight_bits,
                                            frost_textures,
                                            gaussian, jpeg, motion, plasma, poisson, resize,
                                            resolve, sample, water, zoom)
-from .labelled_images import check_split, hold_out, load_images
+from .labelled_images import (check_data, check_split, hold_out,
+                                                   load_images, named)
 from .pairs import Pairs
 from .registry import Registry
 from .runs import as_path, fingerprint
@@ -503,7 +504,9 @@ def pairs(
         x, y = cifar10_sample()
         if check_split(split) == "test": x, y = x[400:], y[400:]
         else: x, y = hold_out(x[:400], y[:400], split, held_out)
-    else: x, y = load_images(data, split, 0, root, held_out, size=size, channels=3)
+    else:
+        check_data(data, ("cifar10", "sample", *named))
+        x, y = load_images(data, split, 0, root, held_out, size=size, channels=3)
     names = tuple(names.split(",")) if isinstance(names, str) else names
     if split != "train": crop, flip = 0, False
     cache = as_path(cache) / split if cache else None

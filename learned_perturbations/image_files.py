@@ -244,7 +244,8 @@ class ImageFiles:
         "Raises ValueError if an image has another size than the first."
         if tuple(shape) != self.shape_in:
             raise ValueError(f"{path} is {by(shape)} (height×width), but {like} is "
-                             f"{by(self.shape_in)}: size=(height, width) resizes all of them")
+                             f"{by(self.shape_in)}: size=(height, width) of a source or of "
+                             "load_images resizes all of them")
 
     def __len__(self): return len(self.paths)
 

@@ -15,11 +15,13 @@ import numpy as np
 from .checks import (check_choice, check_count, check_name, check_number,
                                           check_seed)
 from .registry import Registry
-from .runs import check_same, precisions, processes, read_json, write_json
+from .runs import (check_same, precisions, processes, read_json,
+                                        remove_left, write_json)
 
 # %% ../nbs/reference/recipe.ipynb #5668f251
 def schedule(
     knots, # "position:value ...", positions from 0 to 1, rising
+    name="a schedule", # of the argument, for the message
 ):
     """Returns the piecewise linear function of progress through the knots. Raises ValueError
     if they cannot be read."""
@@ -27,13 +29,13 @@ def schedule(
         at, values = zip(*((float(p), float(v))
                            for p, v in (knot.split(":") for knot in knots.split())))
     except (ValueError, AttributeError):
-        raise ValueError(
-            f"a schedule must look like '0:0 0.5:1e-3 1:0', got {knots!r}") from None
+        raise ValueError(f"{name} must look like '0:0 0.5:1e-3 1:0', or '0:1e-3' where it is "
+                         f"constant; got {knots!r}") from None
     if not np.isfinite(values).all() or min(values) < 0:
-        raise ValueError(
-            f"the values of the schedule {knots!r} must be finite and not negative")
+        raise ValueError(f"the values of {name} must be finite and not negative; "
+                         f"got {knots!r}")
     if list(at) != sorted(at) or at[0] < 0 or at[-1] > 1:
-        raise ValueError(f"the positions of {knots!r} must rise from 0 to 1")
+        raise ValueError(f"the positions of {name} must rise from 0 to 1; got {knots!r}")
     return lambda progress: float(np.interp(progress, at, values))
 
 # %% ../nbs/reference/recipe.ipynb #6c38ab6a
@@ -74,7 +76,8 @@ def known(*rows):
 def check_training(r):
     """Returns a recipe with plain numbers in the fields of the loop. Raises TypeError or
     ValueError if one cannot work."""
-    check_name(r.name), check_choice(r.precision, "precision", precisions), schedule(r.lr)
+    check_name(r.name), check_choice(r.precision, "precision", precisions)
+    schedule(r.lr, "lr")
     numbers = dict(limit=check_count(r.limit, "limit", 0),
                    epochs=check_number(r.epochs, "epochs", within=False),
                    minutes=check_number(r.minutes, "minutes"), seed=check_seed(r.seed),
@@ -155,8 +158,7 @@ def begin_run(
     ValueError if it was another one."""
     path, state = here / "started.json", processes()
     state.wait_for_everyone()  # all look at the file before the first writes it
-    if state.is_main_process:
-        for left in here.glob(".*.tmp"): left.unlink()  # of a save that was killed
+    if state.is_main_process: remove_left(here, ".*.tmp")
     if path.exists() and (here / "checkpoint.pt").exists():
         check_same(here, (started := read_json(path))["made"], made)
         return started["recipe"], []

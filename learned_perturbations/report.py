@@ -15,6 +15,7 @@ from .auto import usual
 from .classifiers import logits
 from .criteria import farthest, nearest
 from .plot import as_data_url, show_curves, show_images, table
+from .rows import in_rows
 from .runs import as_path, write_text
 
 # %% ../nbs/reference/report.ipynb #0cb0513d
@@ -49,12 +50,16 @@ def set_section(
     about, # a sentence about the pairs
 ):
     "Returns the section that shows a set: eight pairs, and points of their sets."
-    x, x_tilde = pairs.batch(torch.arange(min(8, len(pairs))))[:2]
+    n = min(8, len(pairs))
+    x, x_tilde = pairs.batch(torch.arange(n))[:2]
     how = dict(starts=8, steps=usual(50, x.shape[1:], 10))
-    near, far = nearest(S, x, x_tilde, **how).u, farthest(S, x, x_tilde, **how).u
+    def search(idx):
+        return {f.__name__: f(S, x[idx], x_tilde[idx], ids=idx, **how).u
+                for f in (nearest, farthest)}
+    found = in_rows(search, n, group=usual(4, x.shape[1:]), title="nearest and farthest")
     with torch.no_grad():
-        points = (S.project(S.encode(x, x_tilde)), near,
-                  S.sample(len(x), how="truncated").to(x), far)
+        points = (S.project(S.encode(x, x_tilde)), found["nearest"],
+                  S.sample(n, how="truncated").to(x), found["farthest"])
         cond = S.condition(x)
         rows = [x, x_tilde, *(S.perturb(cond, u) for u in points)]
     names = ["x", "x̃", "encoding", "nearest", "random", "farthest"]

@@ -37,9 +37,9 @@ from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
 from .runs import (alone, check_folder, check_same, check_unshared,
-                                        device_of, environment, fill, fingerprint, packaged,
-                                        processes, read_json, read_weights, save_weights,
-                                        write_json)
+                                        device_of, environment, fill, fingerprint, home_of,
+                                        packaged, processes, read_json, read_weights,
+                                        save_weights, write_json)
 from .sets import ascend, steepest
 from .training import check_items, step_seconds
 
@@ -180,7 +180,7 @@ class HardenRecipe(Training):
     method: str = "adversarial" # a name of losses, or package.module:function
     source: str = "images"      # of labelled images: a name, or package.module:function
     source_options: dict = field(default_factory=dict)     # of that source
-    S: str = "mnist-rts"        # a shipped set, a folder, or a Hub id
+    S: str = "mnist-rts"        # a shipped set, a folder, or a Hub id; empty: none
     radius: float = 0.          # of the ball; 0: the set's own
     ramp: str = "0:0.1 0.4:1 1:1" # share of the radius in use over the training
     steps: int = 7              # of the inner search; uses of each batch for free
@@ -223,7 +223,7 @@ harden_recipes = known(
     replace(_demo, name="demo-clean", method="clean"),
     replace(_demo, name="demo-gaussian", method="gaussian"),
     replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),
-    HardenRecipe("auto", classifier="conv", epochs=0, batch_size=0, steps=5))
+    HardenRecipe("auto", S="", classifier="conv", epochs=0, batch_size=0, steps=5))
 
 # %% ../nbs/11_robust_training.ipynb #6fe6535e
 def get_harden_recipe(
@@ -242,7 +242,7 @@ def check_harden_recipe(r):
     if r.source != "given": sources.check(r.source, r.source_options)
     if r.sigma_x and r.method in set(losses) - {"gaussian"}:
         raise ValueError(f"sigma_x is noise for method gaussian; method is {r.method}")
-    if min(map(schedule(r.ramp), np.linspace(0, 1, 101))) <= 0:
+    if min(map(schedule(r.ramp, "ramp"), np.linspace(0, 1, 101))) <= 0:
         raise ValueError("ramp must stay above 0: a ball of radius 0 has no points to learn "
                          f"from; got {r.ramp!r}")
     if r.method == "free" and r.accumulate > 1:
@@ -357,7 +357,7 @@ def set_named(
 ):
     "Returns the learned set."
     here = Path(folder) / name
-    another = name not in packaged("network") and (here / "config.json").exists()
+    another = (here / "config.json").exists() and name not in packaged("network")
     return LearnedSet.from_pretrained(here if another else name)
 
 def set_and_data(
@@ -370,7 +370,10 @@ def set_and_data(
     if S is not None: r = replace(r, S="given")
     needed, is_open = (r.method not in ("clean", "pairs"),
                        not {"pad", "size"} & set(r.source_options))
-    if S is None and (needed or data is None and r.source == "images" and is_open):
+    if S is None and needed and not r.S:
+        raise ValueError(f"S is empty, and method {r.method} needs a set: one that comes with "
+                         "the package, or the folder of a set's run")
+    if S is None and r.S and (needed or data is None and r.source == "images" and is_open):
         S = set_named(r.S, folder)
     if data is not None:
         r, data = replace(r, source="given", source_options={}), labelled_pairs(data)
@@ -453,8 +456,9 @@ def train_classifier(
         finally: net.to(at)
     if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
-    results = dict(recipe=asdict(r), made=made, history=history, shape=list(shape),
-                   classes=classes, seconds=sum(e["seconds"] for e in history),
+    results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
+                   shape=list(shape), classes=classes,
+                   seconds=sum(e["seconds"] for e in history),
                    trained=fingerprint(plain_net(net)), **environment())
     if processes().is_main_process: save_hardened(net, here, own, results)
     processes().wait_for_everyone()

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
-           'as_path', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'plain', 'write_text', 'as_json',
-           'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
-           'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours', 'global_names',
-           'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary', 'proportion',
-           'write_results', 'measured']
+           'as_path', 'home_of', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain',
+           'write_text', 'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored',
+           'save_weights', 'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours',
+           'global_names', 'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary',
+           'proportion', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import dis
@@ -115,6 +115,10 @@ def as_path(path):
     except TypeError: raise TypeError(f"a path or a name is wanted, got {path!r}") from None
 
 # %% ../nbs/reference/runs.ipynb #3bd43218
+def home_of(folder):
+    "Returns the current folder as it is seen from `folder`: recorded, both can be moved."
+    return os.path.relpath(Path.cwd(), as_path(folder).resolve())
+
 def new_file_mode():
     "Returns the mode that new files have here: 0666 less the umask."
     mask = os.umask(0); os.umask(mask)
@@ -151,6 +155,16 @@ def replacing(
             temporary.chmod(new_file_mode())
             os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
+
+def remove_left(
+    folder,   # in which files are written
+    pattern,  # of their temporary files
+    age=None, # seconds for which they have not changed; None: any, nobody else writes there
+):
+    "Removes the temporary files of saves that were killed."
+    for p in as_path(folder).glob(pattern):
+        with suppress(FileNotFoundError):  # another process was quicker
+            if age is None or time.time() - p.stat().st_mtime > age: p.unlink()
 
 # %% ../nbs/reference/runs.ipynb #6d554928
 def plain(value):
@@ -329,10 +343,12 @@ def find_saved(
     if (isinstance(name, Path) or word.startswith((".", "/", "~"))
             or "/" in word and here.exists()):
         if (here / "config.json").exists(): return here
+        hints = {"started.json": ": its run has not ended; the command that began it goes on",
+                 "model.safetensors": ": it holds weights alone, to be loaded into the net "
+                                      "they are of"}
         raise FileNotFoundError(
             f"{name} {'has no config.json' if here.is_dir() else 'does not exist'}"
-            + (": it holds weights alone, to be loaded into the net they are of"
-               if (here / "model.safetensors").exists() else ""))
+            + next((said for file, said in hints.items() if (here / file).exists()), ""))
     known, mine = packaged(marker), (here / "config.json").exists()
     if word in known and mine and not here.samefile(known[word]):
         raise ValueError(f"{word} is a folder here and also comes with the package: say "
@@ -439,12 +455,14 @@ def _behind(part):
         elif callable(p): yield getattr(p, "__qualname__", type(p).__qualname__)
 
 def numbers_of(part):
-    """Returns tensors, arrays and floats that a user's object holds, of a module lists of
-    numbers too: a list. Whole numbers, words and lists of others may count calls."""
+    """Returns tensors, arrays and floats that a user's object holds, a list; of a module lists
+    of numbers in place of floats. Whole numbers, words and lists may count calls."""
+    is_module = isinstance(part, nn.Module)  # whose floats are among what it keeps by name
     def plain(v):
-        if isinstance(v, list) and isinstance(part, nn.Module):
-            return all(isinstance(w, (int, float)) for w in v)
-        return isinstance(v, (torch.Tensor, np.ndarray, float, np.floating))
+        if isinstance(v, float): return not is_module
+        if isinstance(v, list):
+            return is_module and all(isinstance(w, (int, float)) for w in v)
+        return isinstance(v, (torch.Tensor, np.ndarray, np.floating))
     return [v for v in referred(part) if plain(v)]
 
 def _module_parts(module):

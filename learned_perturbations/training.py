@@ -28,7 +28,8 @@ from .pairs import Subset, as_pairs, batches, held_out_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule, staircase)
 from .runs import (alone, check_folder, check_unshared, device_of,
-                                        environment, evenly, fingerprint, mixed, processes)
+                                        environment, evenly, fingerprint, home_of, mixed,
+                                        processes)
 
 # %% ../nbs/07_training.ipynb #d238aabb
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def get_recipe(
 # %% ../nbs/07_training.ipynb #82134a49
 def check_recipe(r):
     "Returns a recipe with plain numbers. Raises TypeError or ValueError if a field is wrong."
-    schedule(r.beta), likelihoods[r.likelihood]
+    schedule(r.beta, "beta"), likelihoods[r.likelihood]
     if r.network != "auto": networks.check(r.network, r.network_options)
     if r.source != "given": sources.check(r.source, r.source_options)
     share = check_number(r.radius_share, "radius_share", high=1., within=False)
@@ -329,7 +330,7 @@ def train(
         history = fit(cvae, pairs, cvae_loss(cvae.latent_dim, r.beta), here, r, made)
         S, radius = finish_set(cvae, val, r)
         check_used(r, radius["active"], not asked.epochs)
-        S.results = dict(recipe=asdict(r), made=made, history=history,
+        S.results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
                          seconds=sum(h["seconds"] for h in history), radius=radius,
                          validation=compare_with_nothing(S, val, r), **environment())
         if processes().is_main_process:

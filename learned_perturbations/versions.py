@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 # %% ../nbs/reference/versions.ipynb #fe1debcc
 from . import draws
 from .checks import check_count
-from .labelled_images import check_split, hold_out
+from .labelled_images import check_split, hold_out, not_had
 from .runs import (as_path, check_folder, check_same, fingerprint,
-                                        processes,
-                                        read_json, replacing, write_json)
+                                        processes, read_json, remove_left, replacing,
+                                        write_json)
 
 # %% ../nbs/reference/versions.ipynb #d320c422
 def cifar10_sample():
@@ -39,7 +39,8 @@ def cifar10(
     from torchvision.datasets import CIFAR10
     try: data = CIFAR10(as_path(root), train=check_split(split) != "test", download=True)
     except (RuntimeError, OSError) as e:
-        raise OSError(f"CIFAR-10 is not in {root} and cannot be downloaded: {e}") from e
+        file = f"file {CIFAR10.filename}"
+        raise OSError(not_had("CIFAR-10", file, root, "", e)) from e
     x, y = torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
     return (x, y) if split == "test" else hold_out(x, y, split, held_out)
 
@@ -78,6 +79,7 @@ class Cache:
             raise ValueError(f"{self.folder} holds versions of unknown images: {note.name} is "
                              "gone. Remove the folder, or choose another one")
         else: write_json(note, made)
+        remove_left(self.folder, "*/.*.tmp", 3600)  # younger ones may be another run's
 
     def path(self, name, severity, i):
         "Returns the file of a block."
