@@ -129,12 +129,19 @@ def chapter_problems():
         here = "\n".join(source(c) for c in cells if c["cell_type"] == "code")
         larger = [p.name for p in (root/"pretrained").iterdir()]
         if re.search(r'read_json\("\.\./|insert\(0, "\.\./|' + "|".join(f'"{n}"' for n in larger), here) and '"git", "clone"' not in here: yield page, "reads files of the repository, which its first cell does not fetch"
+
+def exercise_problems():
+    "Exercises that no cell checks, and cells that check them and would run without a reader's answers."
+    for page, cells in notebooks().items():
+        asked = [n for c in cells if source(c).startswith("## Exercises") for n in re.findall(r"^(\d+)\. ", source(c), re.M)]
         unsolved = [c for c in cells if c["cell_type"] == "code" and "Put your answers" in source(c)]
-        if not unsolved or any(options(c).get("eval") is not False or "skip-execution" not in c["metadata"].get("tags", ()) for c in unsolved): yield page, "has no cell that checks a solution, with `#| eval: false` and the tag skip-execution"
+        for n in asked:
+            if not any(f"# exercise {n}" in source(c) for c in unsolved): yield page, f"has no cell that checks exercise {n}"
+        if any(options(c).get("eval") is not False or "skip-execution" not in c["metadata"].get("tags", ()) for c in unsolved): yield page, "checks solutions in a cell without `#| eval: false` and the tag skip-execution"
 
 def pages():
-    "Raise if a link is broken, a figure has no caption or alt text, an output shows a warning, or a comment would be shown as a link."
-    found = [f"{page.relative_to(root)}: {what}" for problems in (link_problems, output_problems, signature_problems, chapter_problems)
+    "Raise if a link is broken, a figure has no caption or alt text, an output shows a warning, a comment would be shown as a link, or an exercise has no check."
+    found = [f"{page.relative_to(root)}: {what}" for problems in (link_problems, output_problems, signature_problems, chapter_problems, exercise_problems)
              for page, what in problems()]
     if found: raise AssertionError("\n  ".join([f"{len(found)} problems", *found]))
 
