@@ -132,7 +132,7 @@ def gap(among=("rts", "rts-short", "rts-two", "rts-unet"), shares=(1 / 6, 1 / 3)
         rows = {name: dict(clean=proportion(is_correct(net, x, y)), exact=under(name, "exact", RTSSet(), [RTSSet().radius])[0]) for name, net in nets.items()}
         for ball, (S, *_) in balls.items():
             for name in nets: rows[name][ball] = under(name, ball, S, [s * held[ball] for s in shares])
-        return dict(radii=held, recognised={ball: right(S) for ball, (S, *_) in balls.items()}, training={ball: run for ball, (_, run, *_) in balls.items()}, classifiers=rows)
+        return dict(radii=held, recognised={ball: right(S) for ball, (S, *_) in balls.items()}, training={ball: {k: v for k, v in run.items() if k != "history"} for ball, (_, run, *_) in balls.items()}, classifiers=rows)
     made = dict(how, sets={name: fingerprint(S) for name, (S, *_) in balls.items()}, weights=fingerprint(*nets.values()), shares=list(shares))
     return measured(results/"mnist-rts-gap.json", made, compute)
 
