@@ -258,9 +258,8 @@ def set_parts(
     return dict(latent=[dict(r, share=s) for r, s in zip(rows, shares)])
 
 # %% ../nbs/15_benchmark.ipynb #47f984ac
-def check_threat(threat_model, shares, radii, n_attacked, settings):
+def check_threat(threat_model, radii, n_attacked, settings):
     "Raises TypeError or ValueError, before any work, unless these arguments can be used."
-    for s in shares: check_number(s, "shares", high=1.)
     check_count(n_attacked, "n_attacked")
     if isinstance(threat_model, str):
         check_choice(threat_model, "threat_model", ("corruptions",))
@@ -305,7 +304,8 @@ def benchmark(
 ):
     """Returns the `Benchmark` of a classifier: under common corruptions, or at the worst
     points of a set. Raises TypeError or ValueError for a model that takes no such images."""
-    check_threat(threat_model, shares, radii, n_attacked, settings)
+    check_threat(threat_model, radii, n_attacked, settings)
+    shares = [check_number(s, "shares", high=1.) for s in several(shares, "shares")]
     names, severities = check_corruptions(names, severities)
     dataset = dataset or ("cifar10" if data is None else "given")
     if data is None: check_choice(dataset, "dataset, without data,", ("cifar10",))

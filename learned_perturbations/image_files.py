@@ -345,15 +345,17 @@ def scene_files(
 
 # %% ../nbs/reference/image_files.ipynb #c9814f8c
 def warn_copies(
-    blocks, # the files of each scene, {name: [paths]}
+    blocks,         # the files of each scene, {name: [paths]}
+    reference=None, # pattern of those that are x always; None: any two are a pair
 ):
-    "Warns of files of one scene that are the same to the byte, with their names."
+    "Warns of files of one scene that are a pair and the same to the byte, with their names."
+    def paired(g): return len(g) > 1 and (not reference or any(matches(p, reference) for p in g))
     copies = []
     for name, paths in blocks.items():
         sizes = groupby(paths, lambda p: p.stat().st_size)  # most files need not be read
         for same in (g for g in sizes.values() if len(g) > 1):
             alike = groupby(same, lambda p: content(str(p), stamp(p))).values()
-            copies += [f"{name} ({', '.join(p.name for p in g)})" for g in alike if len(g) > 1]
+            copies += [f"{name} ({', '.join(p.name for p in g)})" for g in alike if paired(g)]
     if copies:
         warnings.warn("the same image twice: a pair of the two shows no perturbation, and any "
                       f"set is right about it: {some(copies)}", stacklevel=3)

@@ -276,11 +276,12 @@ def labelled(
     many_classes=False, # allow more than 10,000?
 ):
     "Returns a data set by name. Raises ValueError if it is absent, or has too many classes."
+    check_data(data)
     if str(root) != "data" and data != "mnist":
-        raise ValueError(f"root is the folder of mnist, and data is {data}: root would change "
-                         "nothing. Pairs of photographs in folders are other sources: folder, "
-                         "scenes")
-    if isinstance(check_data(data), str) and data in named:
+        raise ValueError(f"root is where a downloaded data set lies, and data is {data}: root "
+                         "would change nothing. Pairs of photographs in folders are other "
+                         "sources: folder, scenes")
+    if isinstance(data, str) and data in named:
         read = digits if data == "digits" else partial(mnist, root)
         x, y = read(split, 0, held_out)
         names = list(map(str, range(len(x))))

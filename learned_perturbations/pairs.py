@@ -249,7 +249,7 @@ def scenes(
     ValueError for scenes that give no pair."""
     found = scene_files(root, exclude, mask)
     images = {name: paths for name, (paths, _) in found.items()}
-    check_reference(images, reference), warn_copies(images)
+    check_reference(images, reference), warn_copies(images, reference)
     x, at = part_of(images, split, root, size, channels, held_out, split_seed)
     chosen = reference and (lambda i: matches(x.paths[i], reference))
     items, versions, groups = partners(at, chosen)

@@ -436,7 +436,7 @@ def train_classifier(
 ):
     "Returns the trained classifier of a new run, or of one that was interrupted; saves it."
     check_items(data, "data")
-    classes, own = count_classes(data), net is not None
+    classes, own, made_in = count_classes(data), net is not None, home_of(here)
     shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
     net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
     before = copy.deepcopy(net.state_dict()) if own else None
@@ -456,7 +456,7 @@ def train_classifier(
         finally: net.to(at)
     if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
-    results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
+    results = dict(recipe=asdict(r), made=made, home=made_in, history=history,
                    shape=list(shape), classes=classes,
                    seconds=sum(e["seconds"] for e in history),
                    trained=fingerprint(plain_net(net)), **environment())

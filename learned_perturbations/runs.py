@@ -117,7 +117,8 @@ def as_path(path):
 # %% ../nbs/reference/runs.ipynb #3bd43218
 def home_of(folder):
     "Returns the current folder as it is seen from `folder`: recorded, both can be moved."
-    return os.path.relpath(Path.cwd(), as_path(folder).resolve())
+    try: return os.path.relpath(Path.cwd(), as_path(folder).resolve())
+    except ValueError: return str(Path.cwd())  # two drives of Windows
 
 def new_file_mode():
     "Returns the mode that new files have here: 0666 less the umask."

@@ -318,6 +318,7 @@ def train(
     made = dict(asdict(asked), pairs=fingerprint(pairs), val=fingerprint(val))
     with alone(Path(folder) / asked.name):
         here = check_folder(Path(folder) / asked.name)
+        home = home_of(here)
         if has_ended(here, made): return LearnedSet.from_pretrained(here)
         # whatever the end needs is checked before the work
         shape, _ = shape_of(pairs, "pairs"), shape_of(val, "val")
@@ -330,7 +331,7 @@ def train(
         history = fit(cvae, pairs, cvae_loss(cvae.latent_dim, r.beta), here, r, made)
         S, radius = finish_set(cvae, val, r)
         check_used(r, radius["active"], not asked.epochs)
-        S.results = dict(recipe=asdict(r), made=made, home=home_of(here), history=history,
+        S.results = dict(recipe=asdict(r), made=made, home=home, history=history,
                          seconds=sum(h["seconds"] for h in history), radius=radius,
                          validation=compare_with_nothing(S, val, r), **environment())
         if processes().is_main_process:

@@ -133,10 +133,11 @@ def chapter_problems():
 def exercise_problems():
     "Exercises that no cell checks, and cells that check them and would run without a reader's answers."
     for page, cells in notebooks().items():
-        asked = [n for c in cells if source(c).startswith("## Exercises") for n in re.findall(r"^(\d+)\. ", source(c), re.M)]
+        text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
+        asked = re.findall(r"^(\d+)\. ", text.partition("## Exercises\n")[2].partition("<details>")[0], re.M)
         unsolved = [c for c in cells if c["cell_type"] == "code" and "Put your answers" in source(c)]
         for n in asked:
-            if not any(f"# exercise {n}" in source(c) for c in unsolved): yield page, f"has no cell that checks exercise {n}"
+            if not any(re.search(rf"# exercise {n}\b", source(c)) for c in unsolved): yield page, f"has no cell that checks exercise {n}"
         if any(options(c).get("eval") is not False or "skip-execution" not in c["metadata"].get("tags", ()) for c in unsolved): yield page, "checks solutions in a cell without `#| eval: false` and the tag skip-execution"
 
 def pages():

@@ -127,12 +127,16 @@ def gap(among=("rts", "rts-short", "rts-two", "rts-unet"), shares=(1 / 6, 1 / 3)
                                          for r, a in zip(radii, suite_curve(nets[name], S, x, y, radii, most=most, seed=seed))])
         made = dict(how, set=fingerprint(S), classifier=fingerprint(nets[name]), radii=radii)
         return measured(kept/f"gap-{name}-{ball}.json", made, compute)["rows"]
-    right = lambda S: dict(centre=proportion(is_correct(nets["pairs"], S(x, x.new_zeros(n, S.latent_dim)), y)), random=proportion(is_correct(nets["pairs"], S(x, S.sample(n, how="truncated")), y)))
+    def recognised(S, radius):
+        points = dict(centre=x.new_zeros(n, S.latent_dim), random=S.sample(n, how="truncated", radius=radius))
+        return {name: proportion(is_correct(nets["pairs"], S(x, u), y)) for name, u in points.items()}
     def compute():
         rows = {name: dict(clean=proportion(is_correct(net, x, y)), exact=under(name, "exact", RTSSet(), [RTSSet().radius])[0]) for name, net in nets.items()}
         for ball, (S, *_) in balls.items():
             for name in nets: rows[name][ball] = under(name, ball, S, [s * held[ball] for s in shares])
-        return dict(radii=held, recognised={ball: right(S) for ball, (S, *_) in balls.items()}, training={ball: {k: v for k, v in run.items() if k != "history"} for ball, (_, run, *_) in balls.items()}, classifiers=rows)
+        runs = {ball: {k: v for k, v in run.items() if k != "history"} for ball, (_, run, *_) in balls.items()}
+        return dict(radii=held, training=runs, classifiers=rows,
+                    recognised={ball: recognised(S, held[ball]) for ball, (S, *_) in balls.items()})
     made = dict(how, sets={name: fingerprint(S) for name, (S, *_) in balls.items()}, weights=fingerprint(*nets.values()), shares=list(shares))
     return measured(results/"mnist-rts-gap.json", made, compute)
 
