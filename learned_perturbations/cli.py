@@ -111,7 +111,7 @@ def paths_of(
     options = dict(run["source_options"])
     if run["source"] in sources:
         known = sources.options(run["source"])
-        options = {k: p.default for k, p in known.items() if p.default is not p.empty} | options
+        options = {k: p.default for k, p in known.items()} | options
     data, named = options.get("data"), ("digits", "sample", "mnist", "cifar10")
     idle = ["data"] if data in named else []
     if data is not None and data not in named[2:]: idle.append("root")  # of no download

@@ -349,7 +349,9 @@ def warn_copies(
     reference=None, # pattern of those that are x always; None: any two are a pair
 ):
     "Warns of files of one scene that are a pair and the same to the byte, with their names."
-    def paired(g): return len(g) > 1 and (not reference or any(matches(p, reference) for p in g))
+    def paired(files):
+        seen = reference is None or any(matches(p, reference) for p in files)
+        return len(files) > 1 and seen
     copies = []
     for name, paths in blocks.items():
         sizes = groupby(paths, lambda p: p.stat().st_size)  # most files need not be read
