@@ -61,7 +61,7 @@ def main(
     out:str="", # results file; if empty benchmarks/results/against-COMMIT.json
 ):
     "Measures the jobs and writes how many times as fast this version is: the median, lowest and highest, of the commit that the README beside this file is about also into its table."
-    rows, written = [], not out and commit in readme.read_text(encoding="utf-8")  # the table there is of one commit
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", commit], cwd=root, capture_output=True, check=True).stdout
         subprocess.run(["tar", "x", "-C", folder], input=archive, check=True)
@@ -73,6 +73,7 @@ def main(
             rows.append(dict(job=" ".join(job), aim=aim, median=statistics.median(times), min=min(times), max=max(times), n=n, before=statistics.median(a for a, _ in pairs), now=statistics.median(b for _, b in pairs)))
             print(f"{rows[-1]['job']}: {rows[-1]['median']:.2f} ({rows[-1]['min']:.2f} to {rows[-1]['max']:.2f}) times as fast", flush=True)
     write_results(Path(out or root/"benchmarks"/"results"/f"against-{commit}.json"), commit=commit, clock="processor seconds, one thread", rows=rows)
-    if not written: return
-    before, _, after = readme.read_text(encoding="utf-8").split(mark)
+    text = readme.read_text(encoding="utf-8")
+    if out or commit not in text: return  # the table there is of one commit
+    before, _, after = text.split(mark)
     readme.write_text(mark.join((before, table(rows), after)), encoding="utf-8")

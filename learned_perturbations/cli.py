@@ -112,9 +112,9 @@ def paths_of(
     if run["source"] in sources:
         known = sources.options(run["source"])
         options = {k: p.default for k, p in known.items()} | options
-    data, named = options.get("data"), ("digits", "sample", "mnist", "cifar10")
-    idle = ["data"] if data in named else []
-    if data is not None and data not in named[2:]: idle.append("root")  # of no download
+    data, downloads = options.get("data"), ("mnist", "cifar10")
+    idle = ["data"] if data in (*downloads, "digits", "sample") else []
+    if data is not None and data not in downloads: idle.append("root")
     return {k: options[k] for k in ("data", "root", "path", "cache")
             if k not in idle and isinstance(options.get(k), str)}
 
@@ -130,9 +130,8 @@ def seen_from(
         path = v and home / as_path(v)
         known = path and (path.exists() or path.parent != home and path.parent.is_dir())
         return str(path) if known else v
-    found = {k: reached(v) for k, v in paths_of(run).items() if reached(v) != v}
+    found = {k: p for k, v in paths_of(run).items() if (p := reached(v)) != v}
     return dict(run, source_options=run["source_options"] | found, S=reached(run.get("S")))
-
 
 # %% ../nbs/reference/cli.ipynb #38a41ffe
 def run_of(
@@ -450,9 +449,11 @@ def run_sections(
     if "network" in read_json(here / "config.json"):
         _, run, results = run_of(here, "network")
         about, shown = f"Learned from {run['source']}.", history_section(results)
-        if run["source"] != "given": check_unchanged(run, results, "pairs", {})
-        sections = [] if run["source"] == "given" else [
-            set_section(LearnedSet.from_pretrained(here), test_pairs(run, {}), about)]
+        sections = []
+        if run["source"] != "given":
+            check_unchanged(run, results, "pairs", {})
+            S, test = LearnedSet.from_pretrained(here), test_pairs(run, {})
+            sections = [set_section(S, test, about)]
         return [*sections, shown, *map(quality_section, results_in(here, "quality")[-1:])]
     _, run, results = run_of(here, "classifier")
     if run["source"] == "given" or run["S"] in ("given", ""): return [history_section(results)]

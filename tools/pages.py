@@ -136,6 +136,7 @@ def exercise_problems():
         text = "\n".join(source(c) for c in cells if c["cell_type"] == "markdown")
         asked = re.findall(r"^(\d+)\. ", text.partition("## Exercises\n")[2].partition("<details>")[0], re.M)
         unsolved = [c for c in cells if c["cell_type"] == "code" and "Put your answers" in source(c)]
+        if "## Exercises" in text and not asked: yield page, "has no numbered exercise"
         for n in asked:
             if not any(re.search(rf"# exercise {n}\b", source(c)) for c in unsolved): yield page, f"has no cell that checks exercise {n}"
         if any(options(c).get("eval") is not False or "skip-execution" not in c["metadata"].get("tags", ()) for c in unsolved): yield page, "checks solutions in a cell without `#| eval: false` and the tag skip-execution"
