@@ -6,8 +6,9 @@
 __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'clean', 'pairs', 'augment', 'adversarial_plain',
            'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
            'check_harden_recipe', 'frozen', 'LabelledItems', 'labelled_pairs', 'count_classes', 'harden_loss',
-           'check_learned', 'match_set', 'set_named', 'set_and_data', 'complete_harden', 'harden', 'train_classifier',
-           'load_hardened', 'check_trainable', 'check_own', 'new_classifier', 'save_hardened']
+           'check_learned', 'match_set', 'another_run', 'set_named', 'begun_with', 'set_and_data', 'complete_harden',
+           'harden', 'train_classifier', 'load_hardened', 'check_trainable', 'check_own', 'new_classifier',
+           'save_hardened']
 
 # %% ../nbs/11_robust_training.ipynb #7d5828d7
 import copy
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
@@ -63,12 +65,18 @@ class Hardening:
         sigma=1.,        # of the noise in u, for gaussian
         weight=6.,       # λ of trades and gaussian
         sigma_x=0.,      # of noise on the pixels too, for gaussian
+        smoothing=0.,    # share of each label that is spread over all classes
     ):
         self.S, self.radius = S, (
             (S.radius if S is not None else 0.) if radius is None else radius)
         self.ramp, self.steps, self.weight = schedule(ramp), steps, weight
-        self.sigma, self.sigma_x = sigma, sigma_x
+        self.sigma, self.sigma_x, self.smoothing = sigma, sigma_x, smoothing
         self.held, self.epoch = None, None
+
+    def cost(self, z, y):
+        "Returns the cross-entropy of logits with the smoothed labels, (B,)."
+        values = F.cross_entropy(z, y, reduction="none", label_smoothing=self.smoothing)
+        return labelled_mean(values, y)
 
     def now(self, step):
         "Returns the radius in use."
@@ -90,37 +98,38 @@ class Hardening:
 
 # %% ../nbs/11_robust_training.ipynb #6cf7a484
 def answer(
+    h,   # a Hardening
     net, # classifier, from images to logits
     x,   # images, (B, C, H, W)
     y,   # labels, (B,)
 ):
-    "Returns cross-entropy and logits at the images x."
+    "Returns cost and logits at the images x."
     z = logits(net, x)
-    return cross_entropy(z, y), z
+    return h.cost(z, y), z
 
 def clean(h, net, x, x_tilde, y, step):
     "Asks for the class of the image itself."
-    return answer(net, x, y)
+    return answer(h, net, x, y)
 
 def pairs(h, net, x, x_tilde, y, step):
     "Asks for the class of the real perturbed image."
-    return answer(net, x_tilde, y)
+    return answer(h, net, x_tilde, y)
 
 def augment(h, net, x, x_tilde, y, step):
     "Asks for the class of a random point of the set, from the truncated normal law."
     u = h.S.sample(step.ids, how="truncated", radius=h.now(step), seed=step.seed,
                    stream=("augment", step.epoch))
     with torch.no_grad(): images = h.S.perturb(h.S.condition(x), u)
-    return answer(net, images, y)
+    return answer(h, net, images, y)
 
 def adversarial_plain(h, net, x, x_tilde, y, step):
     "Asks for the class of the worst point found (Madry et al. 2018)."
-    return answer(net, h.worst(net, x, step, lambda z: cross_entropy(z, y)), y)
+    return answer(h, net, h.worst(net, x, step, lambda z: cross_entropy(z, y)), y)
 
 def adversarial(h, net, x, x_tilde, y, step):
     "Asks for the class of the image or of the worst point found, whichever costs more."
     worst, z = adversarial_plain(h, net, x, x_tilde, y, step)
-    return torch.maximum(answer(net, x, y)[0], worst), z
+    return torch.maximum(answer(h, net, x, y)[0], worst), z
 
 # %% ../nbs/11_robust_training.ipynb #dfb1e7a3
 def trades(h, net, x, x_tilde, y, step):
@@ -128,7 +137,7 @@ def trades(h, net, x, x_tilde, y, step):
     inner = plain_net(net)
     with torch.no_grad(), evaluating(inner): p = logits(inner, x).softmax(1)
     images = h.worst(net, x, step, lambda q: divergence(q, p, y))
-    values, z = answer(net, x, y)
+    values, z = answer(h, net, x, y)
     worst = logits(net, images)
     return values + h.weight * divergence(worst, z.softmax(1), y), worst
 
@@ -137,11 +146,11 @@ def fast(h, net, x, x_tilde, y, step):
     inner, v, radius = plain_net(net), h.start(step).requires_grad_(), h.now(step)
     with torch.no_grad(): cond = h.S.condition(x)
     with evaluating(inner):
-        grad, = torch.autograd.grad(answer(inner, h.S.perturb(cond, v), y)[0].sum(), v)
+        grad, = torch.autograd.grad(answer(h, inner, h.S.perturb(cond, v), y)[0].sum(), v)
     with torch.no_grad():
         u = h.S.project(v + 1.25 * radius * steepest(grad, h.S.norm), radius)
         images = h.S.perturb(cond, u)
-    return answer(net, images, y)
+    return answer(h, net, images, y)
 
 def free(h, net, x, x_tilde, y, step):
     "Asks at a point that moves on with each use of a batch (Shafahi et al. 2019)."
@@ -151,7 +160,7 @@ def free(h, net, x, x_tilde, y, step):
     else: u = h.held.detach() + radius / h.steps * 2.5 * steepest(h.held.grad, h.S.norm)
     h.held, h.epoch = h.S.project(u, radius).requires_grad_(), step.epoch
     with torch.no_grad(): cond = h.S.condition(x)
-    return answer(net, h.S.perturb(cond, h.held), y)
+    return answer(h, net, h.S.perturb(cond, h.held), y)
 
 def gaussian(h, net, x, x_tilde, y, step):
     "Asks for the class under noise, and for the same answer twice (Jeong & Shin 2020)."
@@ -163,7 +172,7 @@ def gaussian(h, net, x, x_tilde, y, step):
         images = images + h.sigma_x * noise.to(images)
     z = logits(net, images.flatten(0, 1)).unflatten(0, (-1, 2))
     mean = z.softmax(2).mean(1)
-    values = [cross_entropy(z[:, i], y) + h.weight * divergence(z[:, i], mean, y)
+    values = [h.cost(z[:, i], y) + h.weight * divergence(z[:, i], mean, y)
               for i in (0, 1)]
     return sum(values) / 2, z[:, 0]
 
@@ -187,6 +196,7 @@ class HardenRecipe(Training):
     sigma: float = 1.           # standard deviation of the noise in u, for gaussian
     sigma_x: float = 0.         # standard deviation of noise on the pixels too, for gaussian
     weight: float = 6.          # λ of trades and gaussian
+    smoothing: float = 0.       # share of each label that is spread over all classes
     classifier: str = "digits"  # a name of classifiers, or package.module:function
     classifier_options: dict = field(default_factory=dict) # of that classifier
     begin: str = ""             # classifier whose weights it starts with: a name or a folder
@@ -208,6 +218,8 @@ _cifar = HardenRecipe(
     lr="0:0 0.1:4e-3 1:0", weight_decay=.05, steps=3)
 _large = dict(epochs=24, batch_size=1024)
 _short = dict(epochs=3, batch_size=256, lr="0:0 0.1:2e-3 1:0")
+_narrow = replace(_cifar, classifier_options=dict(widths=(24, 48, 192, 256)), epochs=32,
+                  smoothing=.1, weight_decay=.2)
 _on_cifar = dict(clean={}, pairs={}, augment=_large, gaussian=_large,
                  adversarial=dict(_large, radius=9.876))  # half of the encodings
 harden_recipes = known(
@@ -218,8 +230,10 @@ harden_recipes = known(
       for m, changes in _on_cifar.items()),
     replace(_cifar, name="cifar10-both", method="gaussian", sigma=4., sigma_x=.5,
             begin="cifar10-gaussian", **_short),
-    replace(_cifar, name="cifar10-near", method="adversarial", radius=2.,
-            begin="cifar10-clean", **_short),
+    replace(_narrow, name="cifar10-clean-cpu", method="clean"),
+    *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, radius=radius,
+              begin="cifar10-clean-cpu", **_short)
+      for m, radius in dict(pairs=0., augment=0., gaussian=0., adversarial=2.).items()),
     replace(_demo, name="demo-clean", method="clean"),
     replace(_demo, name="demo-gaussian", method="gaussian"),
     replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),
@@ -252,6 +266,7 @@ def check_harden_recipe(r):
                    sigma=check_number(r.sigma, "sigma"),
                    sigma_x=check_number(r.sigma_x, "sigma_x", within=False),
                    weight=check_number(r.weight, "weight", within=False),
+                   smoothing=check_number(r.smoothing, "smoothing", high=1., within=False),
                    steps=check_count(r.steps, "steps"))
     return replace(check_training(r), S=str(r.S), begin=str(r.begin), **numbers)
 
@@ -351,14 +366,22 @@ def match_set(
     return replace(r, source_options={**new, **options})
 
 # %% ../nbs/11_robust_training.ipynb #8b0579f9
-def set_named(
-    name,   # of a set: one that comes with the package, a folder, a Hub id, or another run's
+def another_run(
+    name,   # of something that comes with the package, a folder, a Hub id, or another run's
     folder, # where runs lie
+    kind,   # "network" for sets, or "classifier"
 ):
-    "Returns the learned set."
+    "Returns the folder of another run of that name, or the name, where it is no run's."
     here = Path(folder) / name
-    another = (here / "config.json").exists() and name not in packaged("network")
-    return LearnedSet.from_pretrained(here if another else name)
+    return here if (here / "config.json").exists() and name not in packaged(kind) else name
+
+def set_named(name, folder):
+    "Returns the learned set of a recipe."
+    return LearnedSet.from_pretrained(another_run(name, folder, "network"))
+
+def begun_with(name, folder):
+    "Returns the classifier whose weights a recipe starts with."
+    return load_classifier(another_run(name, folder, "classifier"))
 
 def set_and_data(
     r,      # a HardenRecipe
@@ -417,7 +440,7 @@ def harden(
             raise ValueError(f"net is given: begin must be empty, got {asked.begin!r}")
     asked, S, data = set_and_data(asked, S, data, folder)
     made = dict(asdict(asked), data=fingerprint(data),
-                begin=asked.begin and fingerprint(load_classifier(asked.begin)),
+                begin=asked.begin and fingerprint(begun_with(asked.begin, folder)),
                 net=fingerprint(plain_net(net)) if net is not None else None,
                 S=fingerprint(S, S.radius) if S is not None else None)
     with alone(Path(folder) / asked.name):
@@ -438,12 +461,13 @@ def train_classifier(
     check_items(data, "data")
     classes, own, made_in = count_classes(data), net is not None, home_of(here)
     shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
-    net = check_own(net, data, classes) if own else new_classifier(asked, shape, classes)
+    net = (check_own(net, data, classes) if own else
+           new_classifier(asked, shape, classes, here.parent))
     before = copy.deepcopy(net.state_dict()) if own else None
     at, home = device_of(plain_net(net)), device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
-                  asked.weight, asked.sigma_x)
+                  asked.weight, asked.sigma_x, asked.smoothing)
     with frozen(S), evaluating(S):
         r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
         r = HardenRecipe(**r)
@@ -510,12 +534,18 @@ def check_own(
     return net
 
 # %% ../nbs/11_robust_training.ipynb #20f57e8d
-def new_classifier(r, shape, classes):
+def new_classifier(
+    r,       # a HardenRecipe
+    shape,   # of one image, (C, H, W)
+    classes, # number of classes
+    folder,  # where runs lie
+):
     "Returns the classifier of a recipe as its training starts."
     with torch.random.fork_rng():
         torch.manual_seed(r.seed)
         net = build_classifier(r.classifier, shape, classes, **r.classifier_options)
-    return fill(net, load_classifier(r.begin).state_dict(), r.begin) if r.begin else net
+    if not r.begin: return net
+    return fill(net, begun_with(r.begin, folder).state_dict(), r.begin)
 
 # %% ../nbs/11_robust_training.ipynb #f5158a7a
 def save_hardened(net, here, own, results):
