@@ -33,7 +33,7 @@ from learned_perturbations.sets import norms
 from learned_perturbations.suite import attack_suite, start_names
 
 seed = 1  # of everything random here: other fogs and frosts than the set and the classifiers were trained with
-parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "work", "certify", "joint", "ceiling", "gap")
+parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "work", "short", "certify", "joint", "ceiling", "gap")
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -367,6 +367,18 @@ def work(c, radius=1.):
             return dict(left=proportion(~a.success), accuracy=a.accuracy, converged=a.converged)
         measured(c.out / f"{name}-work.json", made, compute)
 
+def short(c, radii=(1., 2.)):
+    "The benchmark in short, for every classifier: corruptions at severity 5, and the worst points of two small balls of the set, searched to the end."
+    a = c.a
+    for folder in a.classifiers:
+        net, name = c.classifier(folder), Path(folder).name
+        made = c.made_of(classifier=fingerprint(net), attacked=a.attacked, most=a.longest, radii=radii, searches=start_names)
+        def compute():
+            b = benchmark(net, "cifar10", "corruptions", c.test, name, severities=(5,), seed=seed)
+            inside = benchmark(net, "cifar10", c.S, (c.x[:a.attacked], c.y[:a.attacked]), name, radii=radii, n_attacked=a.attacked, check=False, most=a.longest, seed=seed)
+            return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._replace(latent=inside.latent)._asdict())
+        measured(c.out / f"{name}-short.json", made, compute)
+
 # ---- e: the generator gap -----------------------------------------------------------------------------------------------------------------------------
 
 def gap(c):
@@ -401,7 +413,7 @@ def main():
     Path(a.out).mkdir(parents=True, exist_ok=True)
     if a.jobs > 1: return side_by_side(a, asked)
     c = Setup(a)
-    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, joint=joint, gap=gap, small=small, work=work, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
+    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, joint=joint, gap=gap, small=small, work=work, short=short, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
     for part in asked:
         start = time.time()
         run[part](c)

@@ -96,13 +96,13 @@ def suite(names=("gaussian", "adversarial", "adversarial-wide", "pairs", "augmen
                             left=[proportion(~a.success) for a in found], seconds=time.time() - start)
         write_results(path, asked=made, curves=curves)
 
-def compared(names=("mnist-rts-short", "mnist-rts"), n=40, share=.99):
+def compared(among=("rts-short", "rts"), n=40, share=.99):
     "Two learned sets on the same pairs, each at the radius that holds this share of the encodings of validation pairs: the encoding's distance on all test digits that come with the package, nearest and farthest on the first n, by searches that go on until they pay no more; and how many of the points a classifier trained on real perturbations recognises."
     net, (x, y) = load_classifier("mnist-pairs"), digits("test", pad=7)
     ids = torch.arange(len(x))
     x_tilde = KnownPairs(x, RTSSet()).batch(ids, seed=0)[1]
-    sets = {name: learned(name) for name in names}
-    made = dict(sets={name: fingerprint(S) for name, (S, *_) in sets.items()}, n=n, digits=len(x), share=share, recogniser=fingerprint(net), seed=0)
+    both = {sets[part][0]: learned(*sets[part]) for part in among}
+    made = dict(sets={name: fingerprint(S) for name, (S, *_) in both.items()}, n=n, digits=len(x), share=share, recogniser=fingerprint(net), seed=0)
     def measure(S, _, val, __):
         S.radius = S.encoding_norms(val).quantile(share).item()
         found = {search.__name__: search(S, x[:n], x_tilde[:n], ids=ids[:n]) for search in (nearest, farthest)}
@@ -112,7 +112,7 @@ def compared(names=("mnist-rts-short", "mnist-rts"), n=40, share=.99):
                     **{k: summary(f.error) | dict(converged=f.converged.double().mean().item()) for k, f in found.items()},
                     recognised=dict(random=right(S.sample(ids, how="truncated"), len(x)), farthest=right(found["farthest"].u, n)))
     return measured(results/"mnist-rts-compared.json", made, lambda: dict(nothing=summary(squared_error(x, x_tilde)), real=proportion(is_correct(net, x_tilde, y)),
-                                                                         sets={name: measure(*parts) for name, parts in sets.items()}))
+                                                                         sets={name: measure(*parts) for name, parts in both.items()}))
 
 def gap(among=("rts", "rts-short", "rts-two", "rts-unet"), shares=(1 / 6, 1 / 3), n=100, most=64, seed=0):
     "Accuracy of every classifier at the worst real perturbations, and at the worst points of other learned sets: balls of the same share of the radius that holds 99 % of the encodings. Kept after each classifier in each set."
@@ -175,7 +175,7 @@ def adaptive(name="gaussian", n=10_000, digits=50, more=200, sigma=1.):
     measured(results/f"mnist-{name}-adaptive.json", made, lambda: dict(rows=[row(r, digits) for r in (.5, 1., 1.5, 2.)] + [row(1., more)]))
 
 sets = {"fc": ("mnist-linf-fc", None), "fc-fast": ("mnist-linf-fc-fast", "runs/mnist-linf-fc-fast"), "conv": ("mnist-linf-conv", None),
-        "rts": ("mnist-rts", None), "rts-short": ("mnist-rts-short", None), "rts-5": ("mnist-rts-5", "runs/mnist-rts-5"), "rts-1": ("mnist-rts-1", "runs/mnist-rts-1"),
+        "rts": ("mnist-rts", None), "rts-short": ("mnist-rts-short", "runs/mnist-rts-short"), "rts-5": ("mnist-rts-5", "runs/mnist-rts-5"), "rts-1": ("mnist-rts-1", "runs/mnist-rts-1"),
         "rts-two": ("mnist-rts-two", "runs/mnist-rts-two"), "rts-unet": ("mnist-rts-unet", "runs/mnist-rts-unet")}
 parts = {part: lambda name=name, folder=folder, part=part: evaluate(name, folder=folder, limit=200 if part in ("rts-5", "rts-1", "rts-two", "rts-unet") else 500) for part, (name, folder) in sets.items()}
 parts |= {f"conformal-{part}": lambda name=name, folder=folder: calibrate(name, folder) for part, (name, folder) in sets.items() if part != "fc-fast"}
