@@ -367,17 +367,14 @@ def work(c, radius=1.):
             return dict(left=proportion(~a.success), accuracy=a.accuracy, converged=a.converged)
         measured(c.out / f"{name}-work.json", made, compute)
 
-def short(c, radii=(1., 2.)):
-    "The benchmark in short, for every classifier: corruptions at severity 5, and the worst points of two small balls of the set, searched to the end."
-    a = c.a
-    for folder in a.classifiers:
+def short(c):
+    "The benchmark in short, for every classifier: corruptions at severity 5 only."
+    for folder in c.a.classifiers:
         net, name = c.classifier(folder), Path(folder).name
-        made = c.made_of(classifier=fingerprint(net), attacked=a.attacked, most=a.longest, radii=radii, searches=start_names)
         def compute():
             b = benchmark(net, "cifar10", "corruptions", c.test, name, severities=(5,), seed=seed)
-            inside = benchmark(net, "cifar10", c.S, (c.x[:a.attacked], c.y[:a.attacked]), name, radii=radii, n_attacked=a.attacked, check=False, most=a.longest, seed=seed)
-            return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._replace(latent=inside.latent)._asdict())
-        measured(c.out / f"{name}-short.json", made, compute)
+            return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._asdict())
+        measured(c.out / f"{name}-short.json", c.made_of(classifier=fingerprint(net), severities=[5]), compute)
 
 # ---- e: the generator gap -----------------------------------------------------------------------------------------------------------------------------
 
