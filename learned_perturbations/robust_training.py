@@ -231,9 +231,9 @@ harden_recipes = known(
     replace(_cifar, name="cifar10-both", method="gaussian", sigma=4., sigma_x=.5,
             begin="cifar10-gaussian", **_short),
     replace(_narrow, name="cifar10-clean-cpu", method="clean"),
-    *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, radius=radius,
-              begin="cifar10-clean-cpu", **_short)
-      for m, radius in dict(pairs=0., augment=0., gaussian=0., adversarial=2.).items()),
+    *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, begin="cifar10-clean-cpu",
+              **{**_short, **changes})
+      for m, changes in dict(pairs={}, adversarial=dict(radius=2., epochs=2)).items()),
     replace(_demo, name="demo-clean", method="clean"),
     replace(_demo, name="demo-gaussian", method="gaussian"),
     replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),
