@@ -1,6 +1,6 @@
 """How many images a second each corruption makes, and the literal version of its definition beside it.
 `python benchmarks/corruptions.py --help`. Needs the extra `corruptions`; the literal versions are those
-that chapter 13 tests against, read from its notebook, and need scikit-image."""
+that chapter 14 tests against, read from its notebook, and need scikit-image."""
 import statistics
 import time
 from pathlib import Path

@@ -4,7 +4,7 @@ python tools/corruptions.py --set runs/cifar10-corruptions --classifiers runs/ci
 
 --data is an .npz file with x, y, x_test, y_test, of which the source "corruptions" holds out a tenth of x; or an .npz or .pt file with x_train, y_train, x_test,
 y_test, of which the last tenth of x_train was held out; uint8 images (N, 32, 32, 3), with x_train also (N, 3, 32, 32). PART is one or more of prepare, quality, points,
-promise, benchmark, small, certify, joint, ceiling, gap (default: all, in this order); with --jobs N they run as N processes side by side. What is already in the results files
+promise, benchmark, small, work, certify, joint, ceiling, gap (default: all, in this order); with --jobs N they run as N processes side by side. What is already in the results files
 and made from the same weights, images and settings is left as it is, so it can be stopped and started again.
 """
 import argparse
@@ -180,22 +180,26 @@ def severity_row(c, severity):
 
 def points(c):
     "How far random and farthest points of balls are from x̃ and from x, and how many of them are recognised: one row for each radius. x̃: one random corruption an image."
-    m, net = min(c.a.searched, len(c.test)), c.classifier(c.recogniser()).eval()
-    norm = torch.cat([*encoding_norms(c.S, c.test, c.seen).values()])
-    x, y, x_tilde = c.x[:m], c.y[:m], one_each(c.test, torch.arange(m), c.seen)
-    def found(radius):
-        rows = dict(random=[], farthest=[])
-        for i, (a, b) in zip(torch.arange(m, device=c.device).split(c.a.chunk), c.chunks(x, x_tilde)):
-            with torch.no_grad(): cond = c.S.condition(a)
-            at = dict(random=c.S.sample(i, how="truncated", radius=radius, seed=seed, stream=("random",)), farthest=farthest(c.S, a, b, radius, starts=8, ids=i, seed=seed).u)
-            for k, u in at.items():
-                with torch.no_grad():
-                    shown = c.S.perturb(cond, u.to(a))
-                    rows[k].append(dict(from_real=squared_error(shown, b).cpu(), from_x=squared_error(shown, a).cpu(), sharp=gradients(shown).cpu(), real=gradients(b).cpu(), says=net(shown).argmax(1).cpu()))
-        return {k: row(joined(v)) for k, v in rows.items()}
-    def row(r): return dict(from_real=per_entry(r["from_real"], x), from_x=per_entry(r["from_x"], x), sharpness=(r["sharp"].mean() / r["real"].mean()).item(), recognised=proportion(r["says"] == y))
-    radii = [(None, norm.quantile(.1).item() / 2), *((s, norm.quantile(s).item()) for s in (.1, .25, .5, .75, .9)), (None, c.S.radius)]
-    return measured(c.out / f"{c.name}-points.json", c.made_of(recogniser=fingerprint(net), searched=m), lambda: dict(rows=[dict(share=s, radius=r, **found(r)) for s, r in radii]))
+    m, folder = min(c.a.searched, len(c.test)), c.recogniser()
+    net = c.classifier(folder).eval()
+    def compute():
+        norm = torch.cat([*encoding_norms(c.S, c.test, c.seen).values()])
+        x, y, x_tilde = c.x[:m], c.y[:m], one_each(c.test, torch.arange(m), c.seen)
+        def row(r): return dict(from_real=per_entry(r["from_real"], x), from_x=per_entry(r["from_x"], x), sharpness=(r["sharp"].mean() / r["real"].mean()).item(), recognised=proportion(r["says"] == y))
+        def found(radius):
+            rows = dict(random=[], farthest=[])
+            for i, (a, b) in zip(torch.arange(m, device=c.device).split(c.a.chunk), c.chunks(x, x_tilde)):
+                with torch.no_grad(): cond = c.S.condition(a)
+                at = dict(random=c.S.sample(i, how="truncated", radius=radius, seed=seed, stream=("random",)), farthest=farthest(c.S, a, b, radius, starts=8, ids=i, seed=seed).u)
+                for k, u in at.items():
+                    with torch.no_grad():
+                        shown = c.S.perturb(cond, u.to(a))
+                        rows[k].append(dict(from_real=squared_error(shown, b).cpu(), from_x=squared_error(shown, a).cpu(), sharp=gradients(shown).cpu(), real=gradients(b).cpu(), says=net(shown).argmax(1).cpu()))
+            return dict(radius=radius, holds=(norm <= radius).double().mean().item(), **{k: row(joined(v)) for k, v in rows.items()})
+        shares = norm.quantile(torch.tensor([.1, .25, .5, .75, .9])).tolist()
+        known = lambda some, label: proportion(scores(net, some).argmax(1).cpu() == label)
+        return dict(recogniser=dict(name=Path(folder).name, clean=known(c.x, c.y), real=known(x_tilde, y)), training=net.results, rows=[found(r) for r in (shares[0] / 2, *shares, c.S.radius)])
+    return measured(c.out / f"{c.name}-points.json", c.made_of(recogniser=fingerprint(net), searched=m), compute)
 
 # ---- b: the promise -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -289,7 +293,7 @@ def certificates(c):
     folder = c.first(a.smooth, "gaussian", "augment")
     net = c.classifier(folder)
     x, y = c.floats(c.x[:m]), c.y[:m]
-    how, predicted = dict(seed=seed, precision=a.precision), min(a.predicted or m, m)
+    how, predicted, votes = dict(seed=seed, precision=a.precision), min(a.predicted or m, m), min(100, a.draws)
     def kept(*what): return Path(a.work) / "certificates" / ("-".join(map(str, (c.name, Path(folder).name, m, *what))) + ".jsonl")  # an interrupted one goes on
     def level(sigma):
         fixed = certify(net, c.S, x, sigma, n=a.draws, path=kept(sigma, a.draws), **how)
@@ -301,12 +305,12 @@ def certificates(c):
             return dict(radius=r, accuracy=proportion(ours), fixed=proportion(right & (fixed.radius.cpu() >= r)), draws=e.draws.double().mean().item(), most_draws=int(e.draws.max()))
         def smoothed(name):
             v, y = c.floats((c.x if name == "clean" else c.test.corrupted(name, 5))[:predicted]), c.y[:predicted]
-            p = predict(net, c.S, v, sigma, n=min(100, a.draws), **how).cpu()
+            p = predict(net, c.S, v, sigma, n=votes, **how).cpu()
             return dict(seen=name in c.seen, accuracy=proportion(p == y), abstained=proportion(p < 0), plain=proportion(scores(net, (255 * v).round().byte()).argmax(1).cpu() == y))
         return dict(sigma=sigma, abstained=proportion(fixed.prediction.cpu() < 0), draws=a.draws + 100,
                     curve=dict(radii=at.tolist(), accuracy=certified_accuracy(fixed, c.y[:m].to(x.device), at).tolist()),
                     adaptive=[asked(s * sigma) for s in (1., 2.)], predict={n: smoothed(n) for n in ("clean", *names)})
-    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, sigmas=a.sigmas, predicted=predicted, precision=a.precision),
+    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, sigmas=a.sigmas, predicted=predicted, votes=votes, precision=a.precision),
                     lambda: dict(training=net.results, levels=[level(s) for s in a.sigmas]))
 
 def joint(c):
