@@ -883,7 +883,7 @@ def main():
     path = Path(a.out) if a.out else None if a.tiny else Path(__file__).parent / "results" / f"train-{device.type}.json"
     options = dict(blocks=1, big=16, small=8, latent_dim=32) if a.tiny else {}
     small = a.tiny or not cuda
-    reps, least = (3, .05) if small else (5, .2)
+    reps, least = 3 if a.tiny else 5, .05 if small else .2
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = cvae.build("cifar10_rectangle", shape, "gaussian", **options).to(device)
