@@ -532,7 +532,7 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
     if cuda: build("published, float32", lambda: Published(net, x, x_tilde, False), "float32")
     if keep(False): build("published, kept memory", lambda: Published(net, x, x_tilde, kept=True), "float32")
     for lever in chosen: build(lever.name, lambda: Trainer(net, lever, x, x_tilde), lever.precision)
-    names, found, faults = list(jobs), {name: [] for name in jobs}, {}
+    names, found, faults = list(jobs), {name: [] for name in jobs}, dict.fromkeys(jobs, 0)
     for rep in range(reps):
         for name in names[rep % len(names):] + names[:rep % len(names)]:
             if name not in jobs: continue
@@ -541,7 +541,7 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
                 job.use().step()
                 before = page_faults()
                 found[name].append(seconds(job.step, times))
-                faults[name] = (page_faults() - before) / times
+                faults[name] += page_faults() - before
             except Exception as e:
                 content[name]["failed"] = failure(name, e)
                 jobs.pop(name)
@@ -549,7 +549,7 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
         precision = "bf16" if content[name]["precision"] == "bf16" else content[name]["precision"].split()[0]
         floor = floor_seconds(layer_costs(net, batch, 16 if precision == "bf16" else 32), rates, precision)
         content[name] |= row_of(spread(found[name]), batch, floor, steps=times)
-        if resource and not cuda: content[name]["page_faults"] = round(faults[name])
+        if resource and not cuda: content[name]["page_faults"] = round(faults[name] / times / reps)
         say(f"{batch}: {name}", content[name])
     report.add()
     for name in traced:
