@@ -4,9 +4,9 @@ the results. Run `python benchmarks/train.py --help`; README.md beside this file
 import argparse
 import contextlib
 import copy
-import ctypes
 import io
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -209,14 +209,6 @@ def precise(tf32=False, search=False):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = search
 
-def keep(on):
-    """Whether the process keeps what memory it frees, `runs.keep_memory`, or gives large blocks back, as glibc does by
-    itself; returns whether there is a choice."""
-    if cuda or not runs.keep_memory(): return False
-    # off: 32 and 64 MB are where the limits arrive by themselves, once blocks of such sizes have been freed
-    for option in () if on else ((-4, 65536), (-3, 2**25), (-1, 2**26)): ctypes.CDLL(None).mallopt(*option)
-    return True
-
 def page_faults():
     "Returns how many pages the system has brought to this process so far."
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
@@ -359,14 +351,23 @@ def levers():
     if runs.bf16_available(): add("bf16", bf16=True)
     add("+ channels_last", layout=True)
     add("+ fused Adam", fused=True)
-    if keep(False): add("+ kept memory", kept=True)
+    if not cuda and runs.keep_memory(): add("+ kept memory", kept=True)
     if cuda: add("+ cuDNN search", search=True)
     if cuda: add("+ CUDA graph", graph=True)
     add("+ compile", graph=False, compiled=True)
     if cuda: add("+ compile + CUDA graph", graph=True)
     return out
 
-class Trainer:
+class Job:
+    "What is measured of a step; `use()` sets what belongs to the whole process."
+    def timed(self, times):
+        "Returns the seconds of a step, of so many in a row, and the pages the system brought in each."
+        self.use().step()
+        before = page_faults()
+        return seconds(self.step, times), (page_faults() - before) / times
+    def traced(self): return trace(self.use().step)
+
+class Trainer(Job):
     "A CVAE, its optimiser and one batch on the device; `step()` trains it on that batch and leaves the loss in `loss`."
     def __init__(self,
         net,     # a CVAE to start from; it is copied
@@ -418,7 +419,7 @@ class Trainer:
     def use(self):
         "Sets what belongs to the whole process."
         precise(self.lever.tf32, self.lever.search)
-        keep(self.lever.kept)
+        if self.lever.kept: runs.keep_memory()
         return self
 
     def step(self):
@@ -437,7 +438,7 @@ class Trainer:
             for t in state.values():
                 if isinstance(t, torch.Tensor): t.zero_()
 
-class Published:
+class Published(Job):
     """The published step (`plain.train`) with the same batch; `tf32` False: the same without torch's default TF32
     convolutions; `kept`: with memory kept, as a setting outside the program can have it too."""
     def __init__(self, net, x, x_tilde, tf32=True, kept=False):
@@ -447,7 +448,7 @@ class Published:
     def use(self):
         precise(False)
         torch.backends.cudnn.allow_tf32 = self.tf32
-        keep(self.kept)
+        if self.kept: runs.keep_memory()
         return self
     def step(self):
         "As `plain.train` does it, with an optimiser that is kept from step to step."
@@ -458,6 +459,51 @@ class Published:
         (error + .01 * kl).backward()
         self.optimizer.step()
         self.log = error.item() / len(self.x), kl.item() / len(self.x), error.item() + .01 * kl.item()
+
+
+def built(least, kind, *args):
+    "Returns a job, what building it and its first step tell, and how many steps take `least` seconds."
+    if cuda: torch.cuda.reset_peak_memory_stats()
+    before, begun = (torch.cuda.memory_allocated() if cuda else 0), time.time()
+    job = kind(*args).use()
+    job.step(); wait()
+    first = time.time() - begun
+    for _ in range(2): job.step()
+    wait()
+    times = max(1, round(least / seconds(job.step, 2)))
+    return job, dict(first_step_seconds=first, waits=waits(job.step),
+                     memory_bytes=torch.cuda.max_memory_allocated() - before if cuda else None), times
+
+def serve(pipe, threads, *how):
+    "Builds a job in this process and answers for it until the other end is gone."
+    torch.set_num_threads(threads)
+    try:
+        job, *told = built(*how)
+        pipe.send(told)
+        while True:
+            name, *args = pipe.recv()
+            pipe.send(getattr(job, name)(*args))
+    except EOFError: pass
+    except Exception as e: pipe.send(e)
+
+class Apart:
+    "A job in a process of its own: what it asks the C library for, or leaves in its memory, is nothing to the others."
+    def __init__(self, *how):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        context.Process(target=serve, args=(end, torch.get_num_threads(), *how), daemon=True).start()
+        end.close()
+    def told(self):
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception): raise answer
+        return answer
+    def timed(self, times): self.pipe.send(("timed", times)); return self.told()
+    def traced(self): self.pipe.send(("traced",)); return self.told()
+
+def built_apart(*how):
+    "Like `built`, in another process."
+    job = Apart(*how)
+    return job, *job.told()
 
 
 def compact(content):
@@ -512,36 +558,24 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
     x, x_tilde = make_pairs(data, torch.arange(batch, device=device))
     jobs, key = {}, f"steps_{batch}"
     content = report.content.setdefault(key, {})
-    def build(name, make, precision):
+    def build(name, precision, *how):
         if report.left() < 30 or (report.left() < 100 and "compile" in name): return
         try:
-            if cuda: torch.cuda.reset_peak_memory_stats()
-            before, begun = (torch.cuda.memory_allocated() if cuda else 0), time.time()
-            job = make().use()
-            job.step(); wait()
-            first = time.time() - begun
-            for _ in range(2): job.step()
-            wait()
-            times = max(1, round(least / seconds(job.step, 2)))
-            content[name] = dict(precision=precision, first_step_seconds=first, waits=waits(job.step),
-                                 memory_bytes=torch.cuda.max_memory_allocated() - before if cuda else None)
-            jobs[name] = job, times
+            job, row, times = (built if cuda else built_apart)(least, *how)
+            content[name], jobs[name] = dict(precision=precision, **row), (job, times)
         except Exception as e: content[name] = dict(failed=failure(name, e))
         report.add()
-    build("published", lambda: Published(net, x, x_tilde), "tf32 convolutions" if cuda else "float32")
-    if cuda: build("published, float32", lambda: Published(net, x, x_tilde, False), "float32")
-    if keep(False): build("published, kept memory", lambda: Published(net, x, x_tilde, kept=True), "float32")
-    for lever in chosen: build(lever.name, lambda: Trainer(net, lever, x, x_tilde), lever.precision)
-    names, found, faults = list(jobs), {name: [] for name in jobs}, dict.fromkeys(jobs, 0)
+    build("published", "tf32 convolutions" if cuda else "float32", Published, net, x, x_tilde)
+    if cuda: build("published, float32", "float32", Published, net, x, x_tilde, False)
+    if any(l.kept for l in chosen): build("published, kept memory", "float32", Published, net, x, x_tilde, True, True)
+    for lever in chosen: build(lever.name, lever.precision, Trainer, net, lever, x, x_tilde)
+    names, found, faults = list(jobs), {name: [] for name in jobs}, {name: [] for name in jobs}
     for rep in range(reps):
         for name in names[rep % len(names):] + names[:rep % len(names)]:
             if name not in jobs: continue
             job, times = jobs[name]
             try:
-                job.use().step()
-                before = page_faults()
-                found[name].append(seconds(job.step, times))
-                faults[name] += page_faults() - before
+                for out, v in zip((found[name], faults[name]), job.timed(times)): out.append(v)
             except Exception as e:
                 content[name]["failed"] = failure(name, e)
                 jobs.pop(name)
@@ -549,13 +583,13 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
         precision = "bf16" if content[name]["precision"] == "bf16" else content[name]["precision"].split()[0]
         floor = floor_seconds(layer_costs(net, batch, 16 if precision == "bf16" else 32), rates, precision)
         content[name] |= row_of(spread(found[name]), batch, floor, steps=times)
-        if resource and not cuda: content[name]["page_faults"] = round(faults[name] / times / reps)
+        if resource and not cuda: content[name]["page_faults"] = round(statistics.mean(faults[name]))
         say(f"{batch}: {name}", content[name])
     report.add()
     for name in traced:
         if name not in jobs: continue
         try:
-            t = trace(jobs[name][0].use().step)
+            t = jobs[name][0].traced()
             idle = 1 - t["busy"] / 1e6 / content[name]["seconds"]["median"] if cuda else None
             content[name] |= dict(kernels=t["kernels"], busy_seconds=t["busy"] / 1e6, groups=t["groups"], idle=idle)
             report.content.setdefault("timeline", {})[f"{name}, batch {batch}"] = t
@@ -567,7 +601,7 @@ def kernels_part(jobs, content):
     "Adds number of kernels, their time, and the share in which the device has nothing to do, of every lever."
     for name, (job, _) in jobs.items():
         if "kernels" in content.get(name, {"kernels": 0}): continue
-        t = trace(job.use().step)
+        t = job.traced()
         idle = 1 - t["busy"] / 1e6 / content[name]["seconds"]["median"] if cuda else None
         content[name] |= dict(kernels=t["kernels"], busy_seconds=t["busy"] / 1e6, groups=t["groups"], idle=idle)
 
@@ -789,7 +823,6 @@ def hardening_part(report, net, data, labels, batch, rates, reps, least, compile
         if report.left() < 40 or ("compile" in name and report.left() < 100): continue
         try:
             precise(tf32, search)
-            keep(name != "published")
             if name == "published": torch.backends.cuda.matmul.allow_tf32 = False  # torch's defaults
             step = make()
             for _ in range(3 if cuda else 1): step()
@@ -806,7 +839,6 @@ def certify_part(net, data, n0, n, rates, reps, small):
     f = small_stem().to(device).eval()
     x, out, flat = make_pairs(data, torch.arange(8, device=device))[0], {}, plain.PlainCVAE(S.cvae).eval()
     quick = copy.deepcopy(f).to(memory_format=last)
-    keep(False)
     jobs = {"published": (lambda: plain.certify(f, flat, x[0], .84, n0, n, once=True), 1, True)}
     for precision in ("float32", "bf16")[:1 + runs.bf16_available()]:
         for k in (1, 8):
@@ -921,6 +953,9 @@ def main():
         return report.add(finished=True)
     report.part("kernels", lambda: kernels_part(jobs, report.content[f"steps_{main_batch}"]), 60)
     report.part("batches", lambda: batches_part(net, data, rates, sizes, lever, reps, least), 60)
+    if not cuda:  # those in processes of their own end here; this process keeps its memory from the levers on
+        one = make_pairs(data, torch.arange(main_batch, device=device))
+        jobs = {l.name: (Trainer(net, l, *one), 1) for l in (chosen if a.tiny else chosen[chosen.index(lever):])}
     late = [l.name for l in chosen]
     late = late[late.index("+ cuDNN search" if cuda else lever.name):]
     report.part("epochs", lambda: epoch_part({k: v for k, v in jobs.items() if k in late}, data[:320] if small else data,
