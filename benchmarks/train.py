@@ -6,8 +6,12 @@ import contextlib
 import copy
 import io
 import json
+import multiprocessing
+import os
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -20,11 +24,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+try: import resource
+except ImportError: resource = None  # Windows
+
 import plain
 from learned_perturbations import certification, classifiers, cvae, draws, robust_training, runs
 from learned_perturbations.pairs import Pairs
 from learned_perturbations.sets import RTSSet, warp
 from learned_perturbations.training import Step, Training, cvae_loss, fit
+from speed import processor
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 cuda, last = device.type == "cuda", torch.channels_last
@@ -74,34 +82,85 @@ def make_pairs(data, ids, epoch=0):
 # What a step must do at least
 
 @torch.no_grad()
-def layer_costs(
-    net,   # a CVAE; it is run on the meta device
-    batch, # images in the step
-    bits,  # of a number in memory, 16 or 32
-    shape=shape,
+def pass_costs(
+    net,  # a module; it is run on the meta device
+    run,  # function that runs it forward once
+    bits, # of a number in memory, 16 or 32
+    training=False, # mode of the module
 ):
     """Returns one row for each layer with weights and each pass: operations, bytes. Every tensor that a layer takes or
     gives is read or written once in each of three passes (forward, gradient of the input, gradient of the weights);
-    what lies between such layers is taken to cost nothing, Adam reads four numbers a weight and writes three."""
-    rows, handles, size = [], [], bits // 8
-    net = copy.deepcopy(net).to("meta").train()
+    what lies between such layers is taken to cost nothing."""
+    rows, size = [], bits // 8
+    net = copy.deepcopy(net).to("meta").train(training)
     def hook(name, m, inputs, output):
         i, o, w = inputs[0].numel(), output.numel(), m.weight.numel()
-        first = name.endswith("encoder.0") or name.endswith("first")  # no gradient of the image is asked for
         if isinstance(m, (nn.Conv2d, nn.Linear)):
             kind = "convolution" if isinstance(m, nn.Conv2d) else "dense"
             ops = 2 * o * w // m.weight.shape[0]
-            passes = dict(forward=i + o + w, weights=i + o + w) | ({} if first else dict(input=o + w + i))
-        else: kind, ops, passes = "normalisation", 0, dict(forward=i + o, input=2 * i + o)
+            passes = dict(forward=i + o + w, weights=i + o + w, input=o + w + i)
+        else:  # in training the gradient of the input needs the input once more, for its statistics
+            kind, ops, passes = "normalisation", 0, dict(forward=i + o, input=(1 + m.training) * i + o)
         rows.extend(dict(layer=name, kind=kind, step=step, operations=ops, bytes=n * size, shape=list(m.weight.shape))
                     for step, n in passes.items())
     for name, m in net.named_modules():
         if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
-            handles.append(m.register_forward_hook(lambda m, i, o, name=name: hook(name, m, i, o)))
-    x = torch.empty(batch, *shape, device="meta")
-    net(x, x, torch.empty(batch, net.latent_dim, device="meta"))
+            m.register_forward_hook(lambda m, i, o, name=name: hook(name, m, i, o))
+    run(net)
+    return rows
+
+def adam_costs(net):
+    "Returns the row of Adam, which reads four numbers a weight and writes three."
     n = sum(p.numel() for p in net.parameters())
-    return rows + [dict(layer="all", kind="Adam", step="update", operations=0, bytes=7 * 4 * n, shape=[n])]
+    return [dict(layer="all", kind="Adam", step="update", operations=0, bytes=7 * 4 * n, shape=[n])]
+
+def meta_batch(net, batch, shape=shape):
+    "Returns images and codes for a CVAE, on the meta device."
+    return torch.empty(batch, *shape, device="meta"), torch.empty(batch, net.latent_dim, device="meta")
+
+def layer_costs(
+    net,   # a CVAE
+    batch, # images in the step
+    bits,  # of a number in memory, 16 or 32
+    shape=shape,
+):
+    "Returns the rows of `pass_costs` for a training step, and Adam's; no gradient of the image is asked for."
+    x, code = meta_batch(net, batch, shape)
+    of_image = lambda r: r["step"] == "input" and r["layer"].endswith(("encoder.0", "first"))
+    return [r for r in pass_costs(net, lambda net: net(x, x, code), bits, True) if not of_image(r)] + adam_costs(net)
+
+def set_costs(net, f, batch, bits):
+    "Returns the rows of prior, generator and classifier, three lists: each in evaluation mode, for `batch` images."
+    x, code = meta_batch(net, batch)
+    return (pass_costs(net.prior, lambda prior: prior(x), bits),
+            pass_costs(net.generator, lambda g: g(g.features(x), code), bits), pass_costs(f, lambda f: f(x), bits))
+
+def hardening_costs(net, f, batch, bits, steps=7):
+    """Returns the rows of a step of hardening: the prior once; in each step of the search generator and classifier forward
+    and the gradients of their inputs, no weights'; the image at the end; a training step of the classifier."""
+    prior, generator, classifier = set_costs(net, f, batch, bits)
+    passes = lambda rows, *kinds: [r for r in rows if r["step"] in kinds]
+    trained = pass_costs(f, lambda f: f(meta_batch(net, batch)[0]), bits, True)
+    of_image = lambda r: r["step"] == "input" and r["layer"] == trained[0]["layer"]
+    return (passes(prior, "forward") + steps * passes(generator + classifier, "forward", "input")
+            + passes(generator, "forward") + [r for r in trained if not of_image(r)] + adam_costs(f))
+
+def certify_costs(net, f, draws, bits):
+    "Returns the rows of a certificate of one image: the prior once; generator and classifier forward, all draws in one batch."
+    drawn = sum(set_costs(net, f, draws, bits)[1:], [])
+    return [r for r in set_costs(net, f, 1, bits)[0] + drawn if r["step"] == "forward"]
+
+def small_stem():
+    "Returns the untrained classifier of hardening and certificates."
+    return classifiers.build_classifier("torchvision", shape, 10, model="resnet18", small_stem=True)
+
+def job_floor(job, name, row, rates, net):
+    """Returns the least time of what a row of hardening or certification counts, a step or a draw, in the precision of its
+    name; `net` is its CVAE."""
+    precision = "bf16" if "bf16" in name else "tf32" if name == "published" and "tf32" in rates["matmul"] else "float32"
+    bits, f = 16 if precision == "bf16" else 32, small_stem()
+    if job != "certification": return floor_seconds(hardening_costs(net, f, row["batch"], bits), rates, precision)
+    return floor_seconds(certify_costs(net, f, row["draws"], bits), rates, precision) / row["draws"]
 
 def floor_seconds(rows, rates, precision):
     "Returns the shortest time of these layers: of each the larger of bytes over bandwidth and operations over rate."
@@ -111,9 +170,9 @@ def floor_seconds(rows, rates, precision):
 def counted(net, batch):
     "Returns the operations of one step as PyTorch counts them, to check those of `layer_costs` with."
     net = copy.deepcopy(net).to("meta").train()
-    x = torch.empty(batch, *shape, device="meta")
+    x, code = meta_batch(net, batch)
     with FlopCounterMode(display=False) as counter:
-        values, kl, _ = net(x, x, torch.empty(batch, net.latent_dim, device="meta"))
+        values, kl, _ = net(x, x, code)
         (values.mean() + kl.mean()).backward()
     return counter.get_total_flops()
 
@@ -126,10 +185,13 @@ def wait():
 def spread(values):
     return dict(median=statistics.median(values), min=min(values), max=max(values), n=len(values))
 
+def clock():
+    """Returns seconds: by the clock, or, with one process of one thread on a processor, of that thread; others who use the
+    machine then do not count."""
+    return time.perf_counter() if cuda or torch.get_num_threads() > 1 or "WORLD_SIZE" in os.environ else time.process_time()
+
 def seconds(f, times=1):
-    """Returns how long f() takes on average, of `times` in a row that nothing waits between. With one thread of a
-    processor its own time counts: others who use the machine then do not."""
-    clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.process_time
+    "Returns how long f() takes on average, of `times` in a row that nothing waits between."
     wait(); start = clock()
     for _ in range(times): f()
     wait()
@@ -146,6 +208,10 @@ def precise(tf32=False, search=False):
         warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = search
+
+def page_faults():
+    "Returns how many pages the system has brought to this process so far."
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 
 def measured_rates(tiny):
     "Returns bytes a second of a copy (read and written), operations a second of a product and of a convolution."
@@ -268,6 +334,7 @@ class Lever:
     bf16: bool = False    # autocast
     layout: bool = False  # channels_last
     fused: bool = False   # Adam in one kernel
+    kept: bool = False    # memory that is freed stays with the process; a GPU's always does
     search: bool = False  # cuDNN tries its algorithms once
     compiled: bool = False
     graph: bool = False   # the whole step recorded once, played back by one launch
@@ -284,13 +351,23 @@ def levers():
     if runs.bf16_available(): add("bf16", bf16=True)
     add("+ channels_last", layout=True)
     add("+ fused Adam", fused=True)
+    if not cuda and runs.keep_memory(): add("+ kept memory", kept=True)
     if cuda: add("+ cuDNN search", search=True)
     if cuda: add("+ CUDA graph", graph=True)
     add("+ compile", graph=False, compiled=True)
     if cuda: add("+ compile + CUDA graph", graph=True)
     return out
 
-class Trainer:
+class Job:
+    "What is measured of a step; `use()` sets what belongs to the whole process."
+    def timed(self, times):
+        "Returns the seconds of a step, of so many in a row, and the pages the system brought in each."
+        self.use().step()
+        before = page_faults()
+        return seconds(self.step, times), (page_faults() - before) / times
+    def traced(self): return trace(self.use().step)
+
+class Trainer(Job):
     "A CVAE, its optimiser and one batch on the device; `step()` trains it on that batch and leaves the loss in `loss`."
     def __init__(self,
         net,     # a CVAE to start from; it is copied
@@ -342,6 +419,7 @@ class Trainer:
     def use(self):
         "Sets what belongs to the whole process."
         precise(self.lever.tf32, self.lever.search)
+        if self.lever.kept: runs.keep_memory()
         return self
 
     def step(self):
@@ -360,15 +438,17 @@ class Trainer:
             for t in state.values():
                 if isinstance(t, torch.Tensor): t.zero_()
 
-class Published:
-    "The published step (`plain.train`) with the same batch; `tf32` False: the same without torch's default TF32 convolutions."
-    def __init__(self, net, x, x_tilde, tf32=True):
-        self.net, self.tf32 = plain.PlainCVAE(net), tf32
+class Published(Job):
+    """The published step (`plain.train`) with the same batch; `tf32` False: the same without torch's default TF32
+    convolutions; `kept`: with memory kept, as a setting outside the program can have it too."""
+    def __init__(self, net, x, x_tilde, tf32=True, kept=False):
+        self.net, self.tf32, self.kept = plain.PlainCVAE(net), tf32, kept
         self.x, self.x_tilde = x.contiguous(), x_tilde.contiguous()
         self.optimizer = None
     def use(self):
         precise(False)
         torch.backends.cudnn.allow_tf32 = self.tf32
+        if self.kept: runs.keep_memory()
         return self
     def step(self):
         "As `plain.train` does it, with an optimiser that is kept from step to step."
@@ -379,6 +459,51 @@ class Published:
         (error + .01 * kl).backward()
         self.optimizer.step()
         self.log = error.item() / len(self.x), kl.item() / len(self.x), error.item() + .01 * kl.item()
+
+
+def built(least, kind, *args):
+    "Returns a job, what building it and its first step tell, and how many steps take `least` seconds."
+    if cuda: torch.cuda.reset_peak_memory_stats()
+    before, begun = (torch.cuda.memory_allocated() if cuda else 0), time.time()
+    job = kind(*args).use()
+    job.step(); wait()
+    first = time.time() - begun
+    for _ in range(2): job.step()
+    wait()
+    times = max(1, round(least / seconds(job.step, 2)))
+    return job, dict(first_step_seconds=first, waits=waits(job.step),
+                     memory_bytes=torch.cuda.max_memory_allocated() - before if cuda else None), times
+
+def serve(pipe, threads, *how):
+    "Builds a job in this process and answers for it until the other end is gone."
+    torch.set_num_threads(threads)
+    try:
+        job, *told = built(*how)
+        pipe.send(told)
+        while True:
+            name, *args = pipe.recv()
+            pipe.send(getattr(job, name)(*args))
+    except EOFError: pass
+    except Exception as e: pipe.send(e)
+
+class Apart:
+    "A job in a process of its own: what it asks the C library for, or leaves in its memory, is nothing to the others."
+    def __init__(self, *how):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        context.Process(target=serve, args=(end, torch.get_num_threads(), *how), daemon=True).start()
+        end.close()
+    def told(self):
+        answer = self.pipe.recv()
+        if isinstance(answer, Exception): raise answer
+        return answer
+    def timed(self, times): self.pipe.send(("timed", times)); return self.told()
+    def traced(self): self.pipe.send(("traced",)); return self.told()
+
+def built_apart(*how):
+    "Like `built`, in another process."
+    job = Apart(*how)
+    return job, *job.told()
 
 
 def compact(content):
@@ -433,33 +558,24 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
     x, x_tilde = make_pairs(data, torch.arange(batch, device=device))
     jobs, key = {}, f"steps_{batch}"
     content = report.content.setdefault(key, {})
-    def build(name, make, precision):
+    def build(name, precision, *how):
         if report.left() < 30 or (report.left() < 100 and "compile" in name): return
         try:
-            if cuda: torch.cuda.reset_peak_memory_stats()
-            before, begun = (torch.cuda.memory_allocated() if cuda else 0), time.time()
-            job = make().use()
-            job.step(); wait()
-            first = time.time() - begun
-            for _ in range(2): job.step()
-            wait()
-            times = max(1, round(least / seconds(job.step, 2)))
-            content[name] = dict(precision=precision, first_step_seconds=first, waits=waits(job.step),
-                                 memory_bytes=torch.cuda.max_memory_allocated() - before if cuda else None)
-            jobs[name] = job, times
+            job, row, times = (built if cuda else built_apart)(least, *how)
+            content[name], jobs[name] = dict(precision=precision, **row), (job, times)
         except Exception as e: content[name] = dict(failed=failure(name, e))
         report.add()
-    build("published", lambda: Published(net, x, x_tilde), "tf32 convolutions" if cuda else "float32")
-    if cuda: build("published, float32", lambda: Published(net, x, x_tilde, False), "float32")
-    for lever in chosen: build(lever.name, lambda: Trainer(net, lever, x, x_tilde), lever.precision)
-    names, found = list(jobs), {name: [] for name in jobs}
+    build("published", "tf32 convolutions" if cuda else "float32", Published, net, x, x_tilde)
+    if cuda: build("published, float32", "float32", Published, net, x, x_tilde, False)
+    if any(l.kept for l in chosen): build("published, kept memory", "float32", Published, net, x, x_tilde, True, True)
+    for lever in chosen: build(lever.name, lever.precision, Trainer, net, lever, x, x_tilde)
+    names, found, faults = list(jobs), {name: [] for name in jobs}, {name: [] for name in jobs}
     for rep in range(reps):
         for name in names[rep % len(names):] + names[:rep % len(names)]:
             if name not in jobs: continue
             job, times = jobs[name]
             try:
-                job.use().step()
-                found[name].append(seconds(job.step, times))
+                for out, v in zip((found[name], faults[name]), job.timed(times)): out.append(v)
             except Exception as e:
                 content[name]["failed"] = failure(name, e)
                 jobs.pop(name)
@@ -467,12 +583,13 @@ def steps_part(report, net, data, rates, batch, chosen, reps, least, traced):
         precision = "bf16" if content[name]["precision"] == "bf16" else content[name]["precision"].split()[0]
         floor = floor_seconds(layer_costs(net, batch, 16 if precision == "bf16" else 32), rates, precision)
         content[name] |= row_of(spread(found[name]), batch, floor, steps=times)
+        if resource and not cuda: content[name]["page_faults"] = round(statistics.mean(faults[name]))
         say(f"{batch}: {name}", content[name])
     report.add()
     for name in traced:
         if name not in jobs: continue
         try:
-            t = trace(jobs[name][0].use().step)
+            t = jobs[name][0].traced()
             idle = 1 - t["busy"] / 1e6 / content[name]["seconds"]["median"] if cuda else None
             content[name] |= dict(kernels=t["kernels"], busy_seconds=t["busy"] / 1e6, groups=t["groups"], idle=idle)
             report.content.setdefault("timeline", {})[f"{name}, batch {batch}"] = t
@@ -484,7 +601,7 @@ def kernels_part(jobs, content):
     "Adds number of kernels, their time, and the share in which the device has nothing to do, of every lever."
     for name, (job, _) in jobs.items():
         if "kernels" in content.get(name, {"kernels": 0}): continue
-        t = trace(job.use().step)
+        t = job.traced()
         idle = 1 - t["busy"] / 1e6 / content[name]["seconds"]["median"] if cuda else None
         content[name] |= dict(kernels=t["kernels"], busy_seconds=t["busy"] / 1e6, groups=t["groups"], idle=idle)
 
@@ -546,7 +663,6 @@ def epoch_part(jobs, data, batch, epochs=1):
     like the step. The loss after the last step shows that it trained."""
     out = {}
     for name, (job, _) in jobs.items():
-        if not isinstance(job, Trainer) or not (job.lever.fused and (not cuda or job.lever.search)): continue
         job.use()
         ids, epoch = torch.zeros(batch, dtype=torch.long, device=device), torch.zeros((), dtype=torch.long, device=device)
         make = lambda: job.feed(*make_pairs(data, ids, epoch))
@@ -571,31 +687,66 @@ def epoch_part(jobs, data, batch, epochs=1):
     return out
 
 class DevicePairs(Pairs):
-    "The pairs of `make_pairs` as a source."
-    def __init__(self, data): self.data, self.device = data, data.device
+    "The pairs of `make_pairs` as a source that remembers when it was asked for a batch."
+    def __init__(self, data): self.data, self.device, self.asked = data, data.device, []
     def __len__(self): return len(self.data)
-    def batch(self, idx, seed=0, epoch=0): return make_pairs(self.data, idx, epoch)
+    def batch(self, idx, seed=0, epoch=0):
+        self.asked.append(clock())
+        return make_pairs(self.data, idx, epoch)
 
-def engine_part(report, net, data, batches, compiled):
-    """Returns images a second of the library's own loop, `training.fit`, with its schedules, logs, checks and checkpoints:
-    epochs after the first one. PyTorch's own settings for TF32 and cuDNN."""
-    out, pairs = {}, DevicePairs(data)
+def engine_row(net, data, epochs, batch, **how):
+    """Returns a row of the library's own loop, `training.fit`, with its schedules, logs, checks and checkpoints. A step is
+    timed in the last three quarters of each epoch but the first; in the first quarter a thread still writes the checkpoint.
+    `end_of_epoch` is what an epoch takes beyond its steps: for its means and the checkpoint."""
+    pairs, r = DevicePairs(data), Training("speed", epochs=epochs, lr="0:5e-4 1:5e-4", batch_size=batch, **how)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no progress bars
+        history = fit(copy.deepcopy(net), pairs, cvae_loss(net.latent_dim, "0:.01 1:.01"), folder, r)
+    asked = torch.tensor([*pairs.asked, clock()], dtype=torch.float64)
+    steps = len(pairs.asked) // epochs
+    starts, skip = asked[::steps], steps // 4
+    times = [(a[-1] - a[skip]).item() / (steps - 1 - skip) for a in asked[steps:-1].split(steps)]
+    more = [(b - a).item() - t * steps for a, b, t in zip(starts[1:], starts[2:], times)]
+    return row_of(spread(times), batch, loss=[h["loss"] for h in history], steps=steps, end_of_epoch=spread(more))
+
+def engine_part(report, net, data, batches, epochs, compiled):
+    "Returns rows of the library's own loop. PyTorch's own settings for TF32 and cuDNN."
+    out = {}
     precise(False)
     torch.backends.cudnn.allow_tf32 = True
-    ways = {f"{p}, batch {b}": dict(precision=p, batch_size=b) for b in batches
+    ways = {f"{p}, batch {b}": dict(precision=p, batch=b) for b in batches
             for p in ("float32", "bf16")[:1 + runs.bf16_available()]}
-    if compiled: ways[f"bf16, compile, batch {batches[0]}"] = dict(precision="bf16", batch_size=batches[0], compile=True)
+    if compiled: ways[f"bf16, compile, batch {batches[0]}"] = dict(precision="bf16", batch=batches[0], compile=True)
     for name, how in ways.items():
         if report.left() < (110 if "compile" in name else 40): continue
-        r = Training("speed", epochs=3 if cuda else 2, lr="0:5e-4 1:5e-4", **how)
         try:
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no progress bars
-                history = fit(copy.deepcopy(net), pairs, cvae_loss(net.latent_dim, "0:.01 1:.01"), folder, r)
-            out[name] = row_of(spread([h["seconds"] for h in history[1:]]), len(data), loss=[h["loss"] for h in history],
-                               first_epoch_seconds=history[0]["seconds"])
+            some = data if cuda else data[:20 * how["batch"]]  # 20 steps an epoch
+            out[name] = engine_row(net, some, epochs, **how)
             say(f"fit: {name}", out[name])
         except Exception as e: out[name] = dict(failed=failure(name, e))
     return out
+
+def processes_part(batches, *options):
+    """Returns images a second of `training.fit`, by the clock: in one process of one thread, in one of two threads, and in
+    two of one thread each, which take half of every batch and exchange their gradients through gloo."""
+    out = {}
+    ways = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
+    for batch in batches:
+        for name, (processes, threads) in ways.items():
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            done = subprocess.run([*launch, __file__, "--worker", str(batch), "--threads", str(threads), *options],
+                                  env=dict(os.environ, CUDA_VISIBLE_DEVICES=""), capture_output=True, text=True)
+            if done.returncode: raise RuntimeError(done.stderr[-1500:])
+            row = out.setdefault(str(batch), {})[name] = json.loads(done.stdout.splitlines()[-1])
+            say(f"batch {batch}, {name}", row)
+    return out
+
+def worker(net, data, batch):
+    "Prints the row of this process, if it is the first; `processes_part` starts it."
+    row = engine_row(net, data[:20 * batch], 3, batch, precision="auto")
+    if os.environ["RANK"] == "0": print(json.dumps(row), flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier(); torch.distributed.destroy_process_group()
+    os._exit(0)  # on a busy machine a thread of gloo's can abort an interpreter that ends
 
 def item_part(net, data, batch, lever, reps, least):
     "Returns what one `.item()` a step costs: the same step with and without."
@@ -621,12 +772,12 @@ def warp_part(data, n=512):
                 pixels_from_grid=((half - exact).abs().max() * 16).item(),
                 image_error_from_matrix=error(rough), image_error_from_grid=error(half))
 
-def hardening_part(report, net, data, labels, batch, reps, least, compiled):
+def hardening_part(report, net, data, labels, batch, rates, reps, least, compiled):
     "Returns images a second of hardening with 7 inner steps: the published manner, and ours."
     torch.manual_seed(0)
     S = cvae.LearnedSet(copy.deepcopy(net), 2.7).to(device)
     for p in S.parameters(): p.requires_grad_(False)
-    f = classifiers.build_classifier("torchvision", shape, 10, model="resnet18", small_stem=True).to(device).train()
+    f = small_stem().to(device).train()
     ids = torch.arange(batch, device=device)
     x, y, out = make_pairs(data, ids)[0], labels[:batch], {}
     def published():
@@ -675,16 +826,17 @@ def hardening_part(report, net, data, labels, batch, reps, least, compiled):
             if name == "published": torch.backends.cuda.matmul.allow_tf32 = False  # torch's defaults
             step = make()
             for _ in range(3 if cuda else 1): step()
-            out[name] = row_of(repeated(step, least, reps), batch, waits=waits(step))
+            out[name] = row_of(repeated(step, least, reps), batch, job_floor("hardening", name, dict(batch=batch), rates, net),
+                               waits=waits(step))
             say(f"harden {batch}: {name}", out[name])
         except Exception as e: out[name] = dict(failed=failure(name, e))
     return out
 
-def certify_part(net, data, n0, n, reps, small):
+def certify_part(net, data, n0, n, rates, reps, small):
     "Returns draws a second of a certificate: the published manner, and ours in float32 and bf16; of several images at once too."
     torch.manual_seed(0)
     S = cvae.LearnedSet(copy.deepcopy(net), 2.7).to(device)
-    f = classifiers.build_classifier("torchvision", shape, 10, model="resnet18", small_stem=True).to(device).eval()
+    f = small_stem().to(device).eval()
     x, out, flat = make_pairs(data, torch.arange(8, device=device))[0], {}, plain.PlainCVAE(S.cvae).eval()
     quick = copy.deepcopy(f).to(memory_format=last)
     jobs = {"published": (lambda: plain.certify(f, flat, x[0], .84, n0, n, once=True), 1, True)}
@@ -698,7 +850,8 @@ def certify_part(net, data, n0, n, reps, small):
         torch.backends.cudnn.allow_tf32 = tf32
         job()
         t = spread([seconds(job) / k / (n0 + n) for _ in range(reps)])
-        out[name] = dict(row_of(t, 1), draws=n0 + n)
+        floor = job_floor("certification", name, dict(draws=n0 + n), rates, net)
+        out[name] = dict(row_of(t, 1, floor), draws=n0 + n)
         say(f"certify: {name}", out[name])
     return out
 
@@ -751,25 +904,30 @@ def main():
                         "of mosaics train_*.webp with labels.npz; default: random images")
     parser.add_argument("--tiny", action="store_true", help="a small network and few repetitions: a look whether all runs")
     parser.add_argument("--threads", type=int, default=0, help="of the processor; 0: as many as torch takes")
+    parser.add_argument("--batch", type=int, default=0, help="images in the main step; default 128, on a processor 16")
+    parser.add_argument("--short", action="store_true", help="only the levers, the library's loop, and two processes")
     parser.add_argument("--limit", type=float, default=340, help="seconds after which no further part is begun")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a processor too: some minutes more")
+    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)  # batch of one of several processes
     a = parser.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     path = Path(a.out) if a.out else None if a.tiny else Path(__file__).parent / "results" / f"train-{device.type}.json"
     options = dict(blocks=1, big=16, small=8, latent_dim=32) if a.tiny else {}
     small = a.tiny or not cuda
-    reps, least = (3, .05) if small else (5, .2)
-    report = Report(path, a.limit)
-    report.add(**runs.environment(), tiny=a.tiny, options=options, data=Path(a.data).name or "random images",
-               threads=torch.get_num_threads(), compute_capability=torch.cuda.get_device_capability() if cuda else None)
-    if cuda: report.add(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
-                        memory_bytes=torch.cuda.get_device_properties(0).total_memory)
-    print(report.content["device"], torch.__version__, flush=True)
+    reps, least = 3 if a.tiny else 5, .05 if small else .2
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = cvae.build("cifar10_rectangle", shape, "gaussian", **options).to(device)
     data, labels = images(a.data, 2000 if small else 50_000)
+    if a.worker: worker(net, data, a.worker)
+    report = Report(path, a.limit)
+    report.add(**runs.environment(), processor=processor(), tiny=a.tiny, options=options,
+               data=Path(a.data).name or "random images", threads=torch.get_num_threads(),
+               compute_capability=torch.cuda.get_device_capability() if cuda else None)
+    if cuda: report.add(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+                        memory_bytes=torch.cuda.get_device_properties(0).total_memory)
+    print(report.content["device"], torch.__version__, flush=True)
     report.part("rates", lambda: measured_rates(a.tiny))
     rates = report.content["rates"]
     for kind in ("matmul", "conv"): print(f"  {kind}:", {k: f"{v['median'] / 1e12:.3f} TFLOP/s" for k, v in rates[kind].items()})
@@ -782,20 +940,34 @@ def main():
     every = levers()
     chosen = [l for l in every if not (l.compiled and (a.no_compile or small and not a.compile))]
     main_batch, sizes = (128, (32, 64, 128, 256, 512, 1024, 2048)) if not small else (16, (4, 8, 16, 32))
+    main_batch = a.batch or main_batch
     lever = best(chosen)
     jobs = steps_part(report, net, data, rates, main_batch, chosen, reps, least,
-                      ["published", chosen[0].name, lever.name, chosen[-1].name])
+                      [] if a.short else ["published", chosen[0].name, lever.name, chosen[-1].name])
+    engine = lambda: engine_part(report, net, data, (main_batch, 512)[:1 + cuda], 3 if cuda else 4,
+                                 cuda and not (a.tiny or a.no_compile))
+    if a.short:
+        del jobs
+        report.part("engine", engine, 60)
+        report.part("processes", lambda: processes_part((16, main_batch), "--data", a.data, *["--tiny"] * a.tiny), 60)
+        return report.add(finished=True)
     report.part("kernels", lambda: kernels_part(jobs, report.content[f"steps_{main_batch}"]), 60)
     report.part("batches", lambda: batches_part(net, data, rates, sizes, lever, reps, least), 60)
-    report.part("epochs", lambda: epoch_part(jobs, data[:320] if small else data, main_batch, 1 if small else 2), 60)
-    report.part("engine", lambda: engine_part(report, net, data[:64] if small else data, (main_batch, 512)[:1 + cuda],
-                                              cuda and not (a.tiny or a.no_compile)),
-                60 if cuda or a.tiny else a.limit)  # a few steps and a checkpoint would not be a measurement
+    if not cuda:  # those in processes of their own end here; this process keeps its memory from the levers on
+        one = make_pairs(data, torch.arange(main_batch, device=device))
+        jobs = {l.name: (Trainer(net, l, *one), 1) for l in (chosen if a.tiny else chosen[chosen.index(lever):])}
+    late = [l.name for l in chosen]
+    late = late[late.index("+ cuDNN search" if cuda else lever.name):]
+    report.part("epochs", lambda: epoch_part({k: v for k, v in jobs.items() if k in late}, data[:320] if small else data,
+                                             main_batch, 3 if small else 2), 60)
+    report.part("engine", engine, 60)
     report.part("pairs", lambda: pairs_part(data, main_batch, reps, least))
     report.part("item", lambda: {str(b): item_part(net, data, b, lever, reps, least) for b in sizes[::2][:3]}, 40)
     report.part("warp", lambda: warp_part(data))
-    report.part("certification", lambda: certify_part(net, data, *((100, 10_000) if not small else (4, 28)), reps, small), 40)
-    report.part("hardening", lambda: hardening_part(report, net, data, labels, 256 if not small else 2, reps, least, False), 60)
+    report.part("certification", lambda: certify_part(net, data, *((100, 10_000) if not small else (4, 28)),
+                                                      rates, reps, small), 40)
+    report.part("hardening", lambda: hardening_part(report, net, data, labels, 256 if not small else 2, rates,
+                                                    reps, least, False), 60)
     if cuda or a.tiny: learning = jobs, net, 300 if not small else 30
     else:  # the small network learns something in the time that there is
         with torch.random.fork_rng():
@@ -818,7 +990,7 @@ def main():
                                reps, least, [chosen[-1].name])
             del large
         if not a.no_compile and report.left() > 120:
-            report.part("hardening_compiled", lambda: hardening_part(report, net, data, labels, 256, reps, least, True))
+            report.part("hardening_compiled", lambda: hardening_part(report, net, data, labels, 256, rates, reps, least, True))
     report.add(finished=True)
     print(f"{time.time() - report.begun:.0f} s; {path or 'nothing written'}")
 

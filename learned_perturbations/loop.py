@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 # %% ../nbs/reference/loop.ipynb #b64a95e2
 from . import draws
 from .recipe import schedule
-from .runs import (check_folder, check_same, fill, mixed, plain,
-                                        processes, replacing)
+from .runs import (check_folder, check_same, fill, keep_memory, mixed,
+                                        plain, processes, replacing)
 
 # %% ../nbs/reference/loop.ipynb #3b675e62
 class Step(NamedTuple):
@@ -164,6 +164,7 @@ class Loop:
         self.made = json.loads(json.dumps(made, default=plain))
         self.state, self.rate = processes(), schedule(r.lr)
         self.device, self.several = self.state.device, self.state.num_processes > 1
+        if self.device.type == "cpu": keep_memory()
         self.look = 100 if self.device.type == "cuda" else 10  # steps from look to look
         if self.several and self.device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)

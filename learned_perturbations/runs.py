@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['precisions', 'libraries', 'processes', 'over_processes', 'device_of', 'bf16_available', 'mixed', 'environment',
-           'as_path', 'home_of', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain',
-           'write_text', 'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored',
-           'save_weights', 'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly', 'is_ours',
-           'global_names', 'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same', 'summary',
-           'proportion', 'write_results', 'measured']
+           'keep_memory', 'as_path', 'home_of', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left',
+           'plain', 'write_text', 'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared',
+           'stored', 'save_weights', 'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'evenly',
+           'is_ours', 'global_names', 'referred', 'is_value', 'reached', 'numbers_of', 'fingerprint', 'check_same',
+           'summary', 'proportion', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
+import ctypes
 import dis
 import hashlib
 import inspect
@@ -106,6 +107,14 @@ def environment():
                     learned_perturbations=learned_perturbations.__version__)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return dict(versions=versions, device=device, git=rev or None)
+
+# %% ../nbs/reference/runs.ipynb #c0a1b002
+def keep_memory():
+    """Has this process keep the memory that it frees, for its next use: it stays as large as
+    it ever was. Returns whether the C library does so: glibc; others are left as they are."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    # M_MMAP_MAX 0: large blocks come from the heap; M_TRIM_THRESHOLD -1: it never shrinks
+    return hasattr(libc, "mallopt") and all(libc.mallopt(*o) for o in ((-4, 0), (-1, -1)))
 
 # %% ../nbs/reference/runs.ipynb #e6563358
 def as_path(path):
