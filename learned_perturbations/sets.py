@@ -207,7 +207,7 @@ class AffineSet(PerturbationSet):
 
     def encode(self, x, x_tilde):
         "Returns the u whose image is nearest to `x_tilde` (least squares), (B, k)."
-        return (x_tilde - x).flatten(1) @ torch.linalg.pinv(self.A).T
+        return (x_tilde - x).flatten(1) @ torch.linalg.pinv(self.A.double()).T.to(x)
 
     def linear_radius(self,
         x, # points, (B, d)

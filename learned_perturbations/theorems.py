@@ -18,7 +18,8 @@ from scipy import special
 
 # %% ../nbs/04_theorems.ipynb #b3963e38
 from . import draws
-from .checks import check_count, check_ids, check_radii, check_seed
+from .checks import (check_count, check_ids, check_radii, check_seed,
+                                          has_values)
 from .sets import norms
 
 # %% ../nbs/04_theorems.ipynb #af7c4b44
@@ -50,7 +51,8 @@ def pair_terms(
     for name, t in (("kl", kl), ("log_lik", log_lik)):
         if not isinstance(t, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if not t.isfinite().all(): raise ValueError(f"{name} contains NaN or infinity")
+        if has_values(t) and not t.isfinite().all():
+            raise ValueError(f"{name} contains NaN or infinity")
     if kl.ndim != 2 or kl.shape[1] == 0:
         raise ValueError("kl must hold one number for each example and dimension, (B, k); "
                          f"got shape {tuple(kl.shape)}")
