@@ -1,7 +1,8 @@
 """Trains all that the page on common corruptions shows: python tools/train_corruptions.py STAGE ... --data FILE.npz
 
 Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), others, classifiers, hardened, collect
-(what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json).
+(what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json). And two-cores: the classifiers that ask for
+no GPU, in the shipped set; they need the cache only.
 Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
 found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
 """
@@ -48,6 +49,8 @@ def hardened_runs(o, chosen, seeds=3):
     run = lambda m, name="", **more: ("harden", f"cifar10-{m}", {**o, "name": f"cifar10-{m}{name}", **more})
     return [*(run("adversarial", f"-{s}" if s else "", seed=s, radius=chosen["half"]) for s in range(seeds)),
             run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian"), run("both")]
+
+cpu_runs = (("clean",), ("pairs", "adversarial", "gaussian"), ("both",))  # each begins with the weights of one in the group before
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
@@ -110,6 +113,8 @@ if __name__ == "__main__":
         elif stage == "others": at_once(other_sets({**data, **a.set}, chosen()["beta"]), a.folder, a.jobs)
         elif stage == "classifiers": at_once(classifier_runs({**data, **a.net}, a.seeds), a.folder, a.jobs)
         elif stage == "hardened": at_once(hardened_runs({**data, **a.hard}, chosen(), a.seeds), a.folder, a.jobs)
+        elif stage == "two-cores":
+            for group in cpu_runs: at_once([("harden", f"cifar10-{m}-cpu", {**data, "name": f"cifar10-{m}-cpu"}) for m in group], a.folder, a.jobs)
         elif stage == "collect": collect(a.folder)
         else: sys.exit(f"no stage {stage}")
         if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
