@@ -8,6 +8,7 @@ import torch
 from fastcore.script import call_parse
 
 from learned_perturbations import runs
+from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.attacks import apgd, random_search
 from learned_perturbations.classifiers import evaluating, load_classifier
 from learned_perturbations.cvae import LearnedSet
@@ -80,7 +81,7 @@ def main(
     S, results = LearnedSet.from_pretrained("mnist-rts").to(device), []
     x, y = (t[:n].to(device) for t in digits("test", pad=7))
     path = Path(out or Path(__file__).parent / "results" / f"search-{device.type}.json")
-    weights = {name: runs.fingerprint(S, load_classifier(name)) for name, _ in cases}
+    weights = {name: fingerprint(S, load_classifier(name)) for name, _ in cases}
     for name, radius in cases:
         net = load_classifier(name).to(device)
         for method in (ours, plain, recipe):

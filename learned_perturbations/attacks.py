@@ -22,8 +22,8 @@ from .checks import (check_choice, check_count, check_ids, check_images,
                                           check_labels, check_number, check_radii, check_seed,
                                           check_set)
 from .classifiers import evaluating, logits, scores_of_first
+from .devices import mixed, precisions
 from .registry import Registry
-from .runs import mixed, precisions
 from .sets import (ascend, conditioned, gradient, searching, select,
                                         steepest)
 

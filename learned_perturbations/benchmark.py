@@ -18,8 +18,10 @@ from .checks import (check_choice, check_count, check_images,
 from .classifiers import all_logits, plain_net, scores_of_first
 from .corruptions import (check_colour, corrupt, corruptions, extra,
                                                names, paper, several)
+from .devices import device_of
+from .fingerprints import fingerprint
 from .labelled_images import load_images
-from .runs import as_path, device_of, fingerprint, proportion, summary
+from .runs import as_path, proportion, summary
 from .sets import norms
 from .suite import self_check, suite_curve
 from .versions import Cache, cifar10_c, cifar10_sample

@@ -23,11 +23,12 @@ from .checks import (check_choice, check_count, check_ids, check_images,
                                           check_labels, check_number, check_radius,
                                           check_seed, check_set)
 from .classifiers import check_takes, evaluating, logits
-from .confidence import (Coverage, binomial_tail, check_alpha,
+from .confidence import (binomial_tail, check_alpha,
                                               clopper_pearson, coverage,
                                               evidence, holm)
+from .devices import mixed, precisions
+from .fingerprints import fingerprint
 from .rows import in_rows
-from .runs import fingerprint, mixed, precisions
 from .sets import AffineSet, conditioned, select
 
 # %% ../nbs/12_certification.ipynb #0b867314

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from .checks import check_count, check_images, check_labels, check_shape
+from .fingerprints import reached
 from .registry import Registry
-from .runs import (fill, find_saved, reached, read_json, read_weights,
-                                        save_whole)
+from .runs import fill, find_saved, read_json, read_weights, save_whole
 
 # %% ../nbs/reference/classifiers.ipynb #ed791caf
 def logits(

@@ -24,15 +24,16 @@ from .classifiers import (check_takes, classifiers, is_correct,
 from .confidence import clopper_pearson
 from .console import add_entries, add_fields, command, say
 from .cvae import LearnedSet, networks
+from .devices import precisions, processes
 from .evaluation import evaluate, quality
+from .fingerprints import fingerprint
 from .pairs import Subset, sources
 from .plot import show_curves
 from .report import (quality_section, report_page, set_section,
                                           worst_figure)
 from .robust_training import (HardenRecipe, get_harden_recipe, harden,
                                                    harden_recipes, set_named)
-from .runs import (as_path, check_folder, find_saved, fingerprint,
-                                        measured, packaged, precisions, processes,
+from .runs import (as_path, check_folder, find_saved, measured, packaged,
                                         proportion, read_json)
 from .suite import attack_suite, self_check, suite_curve
 from .training import (Recipe, get_recipe, recipe_pairs, recipes,

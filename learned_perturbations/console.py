@@ -18,7 +18,7 @@ from functools import wraps
 import torch
 from fastcore.docments import docments
 
-from .runs import processes
+from .devices import processes
 
 # %% ../nbs/reference/console.ipynb #4e9959ca
 def parse_number(text):

@@ -27,11 +27,12 @@ from .filters import (Noise, correlate, disk, each, eight_bits,
                                            frost_textures,
                                            gaussian, jpeg, motion, plasma, poisson, resize,
                                            resolve, sample, water, zoom)
+from .fingerprints import fingerprint
 from .labelled_images import (check_data, check_split, hold_out,
                                                    load_images, named)
 from .pairs import Pairs
 from .registry import Registry
-from .runs import as_path, fingerprint
+from .runs import as_path
 from .versions import (Cache, cifar10, cifar10_c, cifar10_sample,
                                             crop_and_flip)
 

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 # %% ../nbs/03_cvae.ipynb #cfc61075
 from .checks import check_radius, check_shape
+from .devices import device_of, over_processes
 from .pairs import as_pairs, batches
 from .registry import Registry
-from .runs import (device_of, fill, find_saved, over_processes, packaged,
-                                        read_json, read_weights, save_whole)
+from .runs import (fill, find_saved, packaged, read_json, read_weights,
+                                        save_whole)
 from .sets import PerturbationSet
 
 # %% ../nbs/03_cvae.ipynb #54a9ef79

@@ -20,9 +20,11 @@ from .checks import (check_count, check_encoder, check_number,
 from .criteria import (draw_errors, farthest, log_mean_likelihood,
                                             nearest, squared_error)
 from .cvae import bernoulli
+from .devices import device_of, mixed
+from .fingerprints import fingerprint
 from .pairs import as_pairs
 from .rows import in_rows
-from .runs import device_of, fingerprint, mixed, proportion, summary
+from .runs import proportion, summary
 from .sets import PerturbationSet, ascend, norms, searching
 from .theorems import (information_bound, necessary_subset_bound,
                                             sufficient_likelihood_bound)

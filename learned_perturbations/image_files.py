@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 # %% ../nbs/reference/image_files.ipynb #e221e9a3
 from .checks import check_choice, check_count, check_images
-from .runs import as_path, fingerprint
+from .fingerprints import fingerprint
+from .runs import as_path
 
 # %% ../nbs/reference/image_files.ipynb #995e3494
 raw_suffixes = frozenset(".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split())

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/reference/loop.ipynb #b64a95e2
 from . import draws
+from .devices import keep_memory, mixed, processes
 from .recipe import schedule
-from .runs import (check_folder, check_same, fill, keep_memory, mixed,
-                                        plain, processes, replacing)
+from .runs import check_folder, check_same, fill, plain, replacing
 
 # %% ../nbs/reference/loop.ipynb #3b675e62
 class Step(NamedTuple):

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 # %% ../nbs/05_networks.ipynb #ab632502
 from .checks import check_choice, check_count, check_number
 from .cvae import CVAE, build, networks
-from .runs import fill, mixed
+from .devices import mixed
+from .runs import fill
 from .sets import finite_maps, sampling_grid
 
 # %% ../nbs/05_networks.ipynb #a51924dc

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from . import draws
 from .checks import (check_count, check_images, check_labels, check_pairs,
                                           check_set)
+from .fingerprints import evenly, fingerprint
 from .image_files import (ImageFiles, check_reference, check_size,
                                                check_stock,
                                                matches, paired_files, partners, scene_files,
@@ -33,7 +34,6 @@ from .labelled_images import (as_images, digits, labelled, load_images,
                                                    mnist, part_arrays, part_of, read_arrays,
                                                    split_items, splits)
 from .registry import Registry
-from .runs import evenly, fingerprint
 from .sets import LinfSet, RTSSet
 
 # %% ../nbs/02_pairs.ipynb #13aea97e

@@ -7,16 +7,14 @@ __all__ = ['schedule', 'staircase', 'Training', 'known', 'check_training', 'pick
 
 # %% ../nbs/reference/recipe.ipynb #2053e7cb
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 
 # %% ../nbs/reference/recipe.ipynb #5df74afe
 from .checks import (check_choice, check_count, check_name, check_number,
                                           check_seed)
-from .registry import Registry
-from .runs import (check_same, precisions, processes, read_json,
-                                        remove_left, write_json)
+from .devices import precisions, processes
+from .runs import check_same, read_json, remove_left, write_json
 
 # %% ../nbs/reference/recipe.ipynb #5668f251
 def schedule(

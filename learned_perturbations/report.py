@@ -14,7 +14,7 @@ from .attacks import pgd
 from .auto import usual
 from .classifiers import logits
 from .criteria import farthest, nearest
-from .plot import as_data_url, show_curves, show_images, table
+from .plot import as_data_url, show_images, table
 from .rows import in_rows
 from .runs import as_path, write_text
 

@@ -27,20 +27,21 @@ from tqdm.auto import tqdm
 # %% ../nbs/11_robust_training.ipynb #d50911f9
 from . import auto, draws
 from .attacks import cross_entropy, labelled_mean
-from .checks import (check_choice, check_count, check_images,
-                                          check_labels, check_number, check_set)
+from .checks import (check_count, check_images, check_labels,
+                                          check_number, check_set)
 from .classifiers import (build_classifier, classifiers, evaluating,
                                                load_classifier, logits, plain_net,
                                                save_classifier, scores_of_first)
 from .cvae import LearnedSet
+from .devices import device_of, environment, processes
+from .fingerprints import fingerprint
 from .loop import fit
 from .pairs import Subset, TensorPairs, as_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
-from .runs import (alone, check_folder, check_same, check_unshared,
-                                        device_of, environment, fill, fingerprint, home_of,
-                                        packaged, processes, read_json, read_weights,
+from .runs import (alone, check_folder, check_same, check_unshared, fill,
+                                        home_of, packaged, read_json, read_weights,
                                         save_weights, write_json)
 from .sets import ascend, steepest
 from .training import check_items, step_seconds

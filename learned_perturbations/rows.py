@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/reference/rows.ipynb #c4ab08d9
 from .checks import check_count
-from .runs import (alone, as_path, check_same, naming, plain, processes,
-                                        replacing)
+from .devices import processes
+from .runs import alone, as_path, check_same, naming, plain, replacing
 
 # %% ../nbs/reference/rows.ipynb #2f9c94be
 def encode(row):

@@ -24,7 +24,7 @@ from .attacks import (Attack, margin, pgd, prepare, random_walk,
 from .checks import (check_count, check_ids, check_images, check_number,
                                           check_points, check_radius, check_set)
 from .classifiers import evaluating
-from .runs import mixed
+from .devices import mixed
 from .sets import ascend, norms, searching, steepest
 
 # %% ../nbs/10_suite.ipynb #3b32d428

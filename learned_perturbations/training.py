@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -23,13 +22,13 @@ from . import auto, draws
 from .checks import check_labels, check_number, check_pairs, check_radius
 from .classifiers import plain_net
 from .cvae import LearnedSet, build, likelihoods, networks
+from .devices import device_of, environment, mixed, processes
+from .fingerprints import evenly, fingerprint
 from .loop import Step, fit, ready
 from .pairs import Subset, as_pairs, batches, held_out_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule, staircase)
-from .runs import (alone, check_folder, check_unshared, device_of,
-                                        environment, evenly, fingerprint, home_of, mixed,
-                                        processes)
+from .runs import alone, check_folder, check_unshared, home_of
 
 # %% ../nbs/07_training.ipynb #d238aabb
 @dataclass(frozen=True)

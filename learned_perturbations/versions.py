@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 # %% ../nbs/reference/versions.ipynb #fe1debcc
 from . import draws
 from .checks import check_count
+from .devices import processes
+from .fingerprints import fingerprint
 from .labelled_images import check_split, hold_out, not_had
-from .runs import (as_path, check_folder, check_same, fingerprint,
-                                        processes, read_json, remove_left, replacing,
-                                        write_json)
+from .runs import (as_path, check_folder, check_same, read_json,
+                                        remove_left, replacing, write_json)
 
 # %% ../nbs/reference/versions.ipynb #d320c422
 def cifar10_sample():
