@@ -1,8 +1,9 @@
 "Run every notebook as a test, each in a fresh process, then check that the book and the library agree."
-import ast, json, os, platform, subprocess, sys, time
+import ast, json, os, platform, re, subprocess, sys, textwrap, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 from pages import pages
 
@@ -23,11 +24,25 @@ def cells(path):
         source = "".join(cell["source"])
         if cell["cell_type"] == "code": yield source, source.startswith("#| export")
 
+def solved(notebook):
+    "A notebook with the solutions of its exercises in the place of the dots, so that the cell that checks answers runs too."
+    cells = notebook.nb.cells
+    answers = "\n".join(textwrap.dedent(block) for c in cells if c.cell_type == "markdown" and "<summary>Solution" in c.source
+                        for block in re.findall(r"^ *```python\n(.*?)^ *```", c.source, re.S | re.M))
+    for c in cells:
+        if c.cell_type != "code" or "Put your answers in the place of the dots" not in c.source: continue
+        lines = c.source.splitlines()
+        last = max(i for i, l in enumerate(lines) if re.search(r"[=:] \.\.\.|\.\.\.$", l.split("#")[0].rstrip()))
+        c.source = "\n".join([*lines[:last + 1], answers, *lines[last + 1:]])
+        c.directives_.pop("eval:")
+    return notebook
+
 def run_notebook(path):
-    "Whether every cell of the notebook at `path` runs, and the seconds it took."
-    from nbdev.test import test_nb
+    "Whether every cell of the notebook at `path` runs, its exercises solved, and the seconds it took."
+    from nbdev import test
     os.chdir(path.parent)
-    return test_nb(path, skip_flags=["notest", "slow", "cuda"])
+    with patch.object(test, "NBProcessor", lambda *args, read=test.NBProcessor, **kwargs: solved(read(*args, **kwargs))):
+        return test.test_nb(path, skip_flags=["notest", "slow", "cuda"])
 
 def module_order():
     "The modules in the order in which they may import each other: foundations, chapters, tools."
