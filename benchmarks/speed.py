@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import plain
-from learned_perturbations import attacks, certification, classifiers, cvae, draws, runs, training
+from learned_perturbations import attacks, certification, classifiers, cvae, devices, draws, runs, training
 from learned_perturbations.networks import published
 from learned_perturbations.pairs import Subset, TensorPairs, load_images, sources
 
@@ -118,7 +118,7 @@ def measured_rates(reps):
 def ours(S, net, x):
     "Returns our variants, {name: (set, classifier, images, precision)}."
     laid = S, copy.deepcopy(net).to(memory_format=last), x.to(memory_format=last)
-    return {f"ours, {p}": (*laid, p) for p in ("float32", "bf16")[:1 + runs.bf16_available()]}
+    return {f"ours, {p}": (*laid, p) for p in ("float32", "bf16")[:1 + devices.bf16_available()]}
 
 def gradient(net, perturb, u, y):
     "Returns the gradient of the loss with respect to u."
@@ -213,7 +213,7 @@ def train_part(network, rates, reps, steps, batch=128):
     variants = {"plain, published precision and layout": (theirs, steps, "float32"),
                 "ours, float32": (lambda: mine("float32", False), steps, "float32"),
                 "ours, channels_last": (lambda: mine("float32", True), steps, "float32")}
-    if runs.bf16_available(): variants["ours, channels_last bf16"] = (lambda: mine("bf16", True), steps, "bf16")
+    if devices.bf16_available(): variants["ours, channels_last bf16"] = (lambda: mine("bf16", True), steps, "bf16")
     noise = lambda: draws.normal(torch.arange(batch, device=device), (net.latent_dim,), 0, "reparameterisation", 0)
     return dict(unit=f"step of {batch} pairs", noise_seconds=min(seconds(noise) for _ in range(20)), agreement=same_loss(net, x, x_tilde), rows=compare(variants, reps, rates))
 

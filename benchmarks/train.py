@@ -28,7 +28,7 @@ try: import resource
 except ImportError: resource = None  # Windows
 
 import plain
-from learned_perturbations import certification, classifiers, cvae, draws, robust_training, runs
+from learned_perturbations import certification, classifiers, cvae, devices, draws, robust_training, runs
 from learned_perturbations.pairs import Pairs
 from learned_perturbations.sets import RTSSet, warp
 from learned_perturbations.training import Step, Training, cvae_loss, fit
@@ -223,7 +223,7 @@ def measured_rates(tiny):
     inverse = lambda t, k: dict(median=k / t["median"], min=k / t["max"], max=k / t["min"], n=t["n"])
     rates = dict(copy=inverse(t, 2 * a.numel()), matmul={}, conv={})
     kinds = dict(float32=(torch.float32, False)) | (dict(tf32=(torch.float32, True)) if cuda else {})
-    if runs.bf16_available(): kinds["bf16"] = torch.bfloat16, False
+    if devices.bf16_available(): kinds["bf16"] = torch.bfloat16, False
     for name, (dtype, tf32) in kinds.items():
         precise(tf32, search=True)
         a = torch.randn(n, n, device=device).to(dtype)
@@ -348,10 +348,10 @@ def levers():
     out = [one]
     add = lambda name, **kw: out.append(replace(out[-1], name=name, **kw))
     if cuda: add("TF32", tf32=True)
-    if runs.bf16_available(): add("bf16", bf16=True)
+    if devices.bf16_available(): add("bf16", bf16=True)
     add("+ channels_last", layout=True)
     add("+ fused Adam", fused=True)
-    if not cuda and runs.keep_memory(): add("+ kept memory", kept=True)
+    if not cuda and devices.keep_memory(): add("+ kept memory", kept=True)
     if cuda: add("+ cuDNN search", search=True)
     if cuda: add("+ CUDA graph", graph=True)
     add("+ compile", graph=False, compiled=True)
@@ -419,7 +419,7 @@ class Trainer(Job):
     def use(self):
         "Sets what belongs to the whole process."
         precise(self.lever.tf32, self.lever.search)
-        if self.lever.kept: runs.keep_memory()
+        if self.lever.kept: devices.keep_memory()
         return self
 
     def step(self):
@@ -448,7 +448,7 @@ class Published(Job):
     def use(self):
         precise(False)
         torch.backends.cudnn.allow_tf32 = self.tf32
-        if self.kept: runs.keep_memory()
+        if self.kept: devices.keep_memory()
         return self
     def step(self):
         "As `plain.train` does it, with an optimiser that is kept from step to step."
@@ -714,7 +714,7 @@ def engine_part(report, net, data, batches, epochs, compiled):
     precise(False)
     torch.backends.cudnn.allow_tf32 = True
     ways = {f"{p}, batch {b}": dict(precision=p, batch=b) for b in batches
-            for p in ("float32", "bf16")[:1 + runs.bf16_available()]}
+            for p in ("float32", "bf16")[:1 + devices.bf16_available()]}
     if compiled: ways[f"bf16, compile, batch {batches[0]}"] = dict(precision="bf16", batch=batches[0], compile=True)
     for name, how in ways.items():
         if report.left() < (110 if "compile" in name else 40): continue
@@ -815,7 +815,7 @@ def hardening_part(report, net, data, labels, batch, rates, reps, least, compile
         with torch.cuda.graph(recorded): step()
         return recorded.replay
     jobs = {"published": (published, True, False), "ours, float32": (lambda: ours(False, False), False, False)}
-    if runs.bf16_available(): jobs["ours, bf16"] = (lambda: ours(True, False), True, True)
+    if devices.bf16_available(): jobs["ours, bf16"] = (lambda: ours(True, False), True, True)
     if cuda: jobs["ours, bf16, CUDA graph"] = (lambda: ours(True, True), True, True)
     if compiled: jobs["ours, bf16, compile"] = (lambda: ours(True, False, True), True, True)
     if compiled and cuda: jobs["ours, bf16, compile + CUDA graph"] = (lambda: ours(True, True, True), True, True)
@@ -840,7 +840,7 @@ def certify_part(net, data, n0, n, rates, reps, small):
     x, out, flat = make_pairs(data, torch.arange(8, device=device))[0], {}, plain.PlainCVAE(S.cvae).eval()
     quick = copy.deepcopy(f).to(memory_format=last)
     jobs = {"published": (lambda: plain.certify(f, flat, x[0], .84, n0, n, once=True), 1, True)}
-    for precision in ("float32", "bf16")[:1 + runs.bf16_available()]:
+    for precision in ("float32", "bf16")[:1 + devices.bf16_available()]:
         for k in (1, 8):
             jobs[f"ours, {precision}, {k} image{'s' * (k > 1)}"] = (lambda p=precision, k=k: certification.certify(
                 quick, S, x[:k].to(memory_format=last), .84, n0, n, precision=p), k, False)
@@ -922,7 +922,7 @@ def main():
     data, labels = images(a.data, 2000 if small else 50_000)
     if a.worker: worker(net, data, a.worker)
     report = Report(path, a.limit)
-    report.add(**runs.environment(), processor=processor(), tiny=a.tiny, options=options,
+    report.add(**devices.environment(), processor=processor(), tiny=a.tiny, options=options,
                data=Path(a.data).name or "random images", threads=torch.get_num_threads(),
                compute_capability=torch.cuda.get_device_capability() if cuda else None)
     if cuda: report.add(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
