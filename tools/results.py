@@ -18,7 +18,6 @@ from learned_perturbations.evaluation import conformal, quality
 from learned_perturbations.labelled_images import digits
 from learned_perturbations.pairs import KnownPairs, Subset, mnist
 from learned_perturbations.robust_training import harden
-from learned_perturbations.rows import in_rows
 from learned_perturbations.devices import environment
 from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.runs import measured, proportion, read_json, summary, write_json, write_results
