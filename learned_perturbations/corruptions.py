@@ -6,8 +6,8 @@
 __all__ = ['cifar', 'imagenet', 'names', 'paper', 'extra', 'here', 'corruptions', 'pairings', 'is_large', 'pixel', 'batched',
            'official', 'gaussian_noise', 'speckle_noise', 'impulse_noise', 'shot_noise', 'gaussian_blur',
            'defocus_blur', 'motion_blur', 'zoom_blur', 'glass_blur', 'fog', 'frost', 'snow', 'spatter', 'contrast',
-           'brightness', 'saturate', 'pixelate', 'jpeg_compression', 'elastic_transform', 'one_by_one', 'apply',
-           'check_colour', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
+           'brightness', 'saturate', 'pixelate', 'jpeg_compression', 'elastic_transform', 'check_output', 'one_by_one',
+           'apply', 'check_colour', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
 
 # %% ../nbs/14_corruptions.ipynb #f4c5f417
 import copy
@@ -117,6 +117,7 @@ def official(
     @wraps(f)
     def corruption(x, severity, noise):
         return f(x, (imagenet if is_large(x) else cifar)[f.__name__][severity - 1], noise)
+    corruption.checked = True  # not to be looked at: a GPU would have to wait
     return corruption
 
 # %% ../nbs/14_corruptions.ipynb #aea362eb
@@ -272,29 +273,37 @@ extra = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 here = "learned_perturbations.corruptions"
 corruptions = Registry("corruption", **{n: f"{here}:{n}" for n in names})
 
+def check_output(
+    out,  # what a corruption returned
+    like, # what it was given
+    f,    # the corruption
+):
+    "Returns it; raises TypeError or ValueError unless floats of that shape in about [0, 1]."
+    must = f"corruption {getattr(f, '__name__', type(f).__name__)} must return"
+    if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+        raise TypeError(f"{must} floats in [0, 1], as it was given; "
+                        f"got {getattr(out, 'dtype', type(out).__name__)}")
+    if out.shape != like.shape:
+        raise ValueError(f"{must} shape {tuple(like.shape)}; got {tuple(out.shape)}")
+    if not ((out > -1) & (out < 2)).all():
+        raise ValueError(f"{must} finite numbers of about [0, 1]; "
+                         f"got some from {out.min():.3g} to {out.max():.3g}")
+    return out
+
 def one_by_one(
     f, # image (3, H, W) -> image; gets severity and seed if it has parameters of that name
 ):
     "Makes a function of one image a corruption of a batch."
     wanted = {"severity", "seed"} & set(inspect.signature(f).parameters)
-    name = getattr(f, "__name__", type(f).__name__)
     def corruption(x, severity, noise):
         done = []
         for p, seed in zip(x, noise.integers(2**31, "seed").tolist()):
             given = dict(severity=severity, seed=seed)
             out = f(p.clone(), **{k: given[k] for k in wanted})
             if isinstance(out, np.ndarray): out = torch.from_numpy(out)
-            if not isinstance(out, torch.Tensor) or not out.is_floating_point():
-                raise TypeError(f"corruption {name} must return floats in [0, 1], as it was "
-                                f"given; got {getattr(out, 'dtype', type(out).__name__)}")
-            out = out.to(p)
-            if out.shape != p.shape or not ((out > -1) & (out < 2)).all():
-                raise ValueError(f"corruption {name} must return finite numbers of about "
-                                 f"[0, 1], shape {tuple(p.shape)}; got shape "
-                                 f"{tuple(out.shape)}, from {out.min():.3g} "
-                                 f"to {out.max():.3g}")
-            done.append(out)
+            done.append(check_output(out, p, f).to(p))
         return torch.stack(done)
+    corruption.checked = True
     return corruption
 
 def apply(
@@ -308,7 +317,10 @@ def apply(
     if not getattr(f, "batched", False): f = one_by_one(f)
     fits_cache = max(2**18 // x[0].numel(), 1) if x.device.type == "cpu" else len(x)
     parts = torch.arange(len(x), device=x.device).split(fits_cache)
-    return torch.cat([f(x[i], severity, noise[i]) for i in parts]).clamp_(0, 1)
+    done = [f(x[i], severity, noise[i]) for i in parts]
+    if not getattr(f, "checked", False):
+        for out, i in zip(done, parts): check_output(out, x[i], f)
+    return torch.cat(done).to(x).clamp_(0, 1)
 
 # %% ../nbs/14_corruptions.ipynb #af4c3e29
 def check_colour(
@@ -344,7 +356,7 @@ def several(
     name,  # of the argument, for the message
 ):
     "Returns them as a tuple; raises ValueError if there is none."
-    found = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    found = tuple(value) if isinstance(value, (tuple, list, range)) else (value,)
     if not found: raise ValueError(f"{name} must hold at least one")
     return found
 
@@ -378,6 +390,8 @@ def transform_class():
                 x = torch.from_numpy(np.array(inpt.convert("RGB"))).permute(2, 0, 1)
                 out = self.transform(x, params).permute(1, 2, 0).numpy()
                 return Image.fromarray(out)
+            if isinstance(inpt, tv_tensors.Video):
+                raise TypeError("Corrupt takes images, not a video")
             is_image = isinstance(inpt, tv_tensors.Image)
             if isinstance(inpt, tv_tensors.TVTensor) and not is_image: return inpt
             x = inpt.as_subclass(torch.Tensor)
@@ -413,13 +427,16 @@ class CorruptionPairs(Pairs):
         flip=False,         # mirror half of the pairs?
         cache=None,         # folder that keeps the corrupted images; None: new ones each epoch
     ):
-        if x.dtype != torch.uint8: x = (255 * check_images(x)).round().byte()
+        if getattr(x, "dtype", None) != torch.uint8:
+            x = (255 * check_images(x)).round().byte()
         self.x, self.y = x, None if y is None else check_labels(y, len(x))
         check_colour(x[:1].float() / 255)
         self.pairing = check_choice(pairing, "pairing", pairings)
         self.corruptions = several(corruptions, "corruptions")
         self.severity = check_count(severity, "severity", 1, 5)
         self.crop, self.flip = check_count(crop, "crop", 0), bool(flip)
+        if len({*self.corruptions}) < len(self.corruptions):
+            raise ValueError("corruptions names one of them twice")
         if len(self.corruptions) < 1 + (pairing == "two"):
             raise ValueError(f"pairing {pairing} needs more corruptions than "
                              f"{len(self.corruptions)}")
@@ -500,6 +517,8 @@ def pairs(
     cache:str=None,     # folder that keeps the corrupted images; None: new ones each epoch
 ):
     "Labelled colour images and their common corruptions."
+    if size and data in ("cifar10", "sample"):
+        raise ValueError(f"size would change nothing: the images of {data} stay 32 × 32")
     if data == "cifar10": x, y = cifar10(root, split, held_out)
     elif data == "sample":
         x, y = cifar10_sample()
@@ -508,7 +527,7 @@ def pairs(
     else:
         check_data(data, ("cifar10", "sample", *named))
         x, y = load_images(data, split, 0, root, held_out, size=size, channels=3)
-    names = tuple(names.split(",")) if isinstance(names, str) else names
+    if isinstance(names, str): names = tuple(n.strip() for n in names.split(","))
     if split != "train": crop, flip = 0, False
     cache = as_path(cache) / split if cache else None
     return CorruptionPairs(x, y, names, severity, pairing, crop, flip, cache)

@@ -234,7 +234,7 @@ harden_recipes = known(
     replace(_narrow, name="cifar10-clean-cpu", method="clean"),
     *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, begin="cifar10-clean-cpu",
               **{**_short, **changes})
-      for m, changes in dict(pairs={}, gaussian={},
+      for m, changes in dict(pairs={}, augment={}, gaussian={},
                              adversarial=dict(radius=2., epochs=2)).items()),
     replace(_narrow, name="cifar10-both-cpu", method="gaussian", sigma=2., sigma_x=.5,
             begin="cifar10-gaussian-cpu", **{**_short, "epochs": 8}, weight=2.),

@@ -50,7 +50,7 @@ def hardened_runs(o, chosen, seeds=3):
     return [*(run("adversarial", f"-{s}" if s else "", seed=s, radius=chosen["half"]) for s in range(seeds)),
             run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian"), run("both")]
 
-cpu_runs = (("clean",), ("pairs", "adversarial", "gaussian"), ("both",))  # each begins with the weights of one in the group before
+cpu_runs = (("clean",), ("pairs", "augment", "adversarial", "gaussian"), ("both",))  # each begins with the weights of one in the group before
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
