@@ -60,7 +60,7 @@ def sigma(logits, x_tilde):
     square = gaussian(logits, x_tilde)
     d = x_tilde[0].numel()
     # of the whole batch, whichever process holds it: each pixel gets weight 1/variance
-    part = torch.stack([square.detach().sum(), square.new_tensor(len(square))])
+    part = torch.stack([square.detach().sum(), square.new_full((), len(square))])
     total, n = over_processes(part)
     variance = (total / n / d).clamp_min(1e-6)
     return .5 * d * (2 * math.pi * variance).log() + .5 * square / variance

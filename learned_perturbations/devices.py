@@ -62,7 +62,7 @@ def bf16_available(
 ):
     "Whether this GPU, or this processor, computes in bf16 natively."
     if kind is None: kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda": return torch.cuda.is_bf16_supported()
+    if kind == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return kind == "cpu" and any(getattr(torch.cpu, t, lambda: False)() for t in tests)
 

@@ -136,7 +136,7 @@ def near_identity(
     bound, # how far a number of theirs may be from that of the identity
 ):
     "Returns the maps, bent smoothly to within `bound` of the identity in every number."
-    one = maps.new_tensor([1., 0, 0, 0, 1, 0])
+    one = torch.eye(2, 3, dtype=maps.dtype, device=maps.device).flatten()
     return one + bound * ((maps - one) / bound).tanh()
 
 # %% ../nbs/05_networks.ipynb #1f1c73d6

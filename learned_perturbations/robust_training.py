@@ -481,8 +481,9 @@ def train_classifier(
         except BaseException:  # the same call goes on with the same net
             if own: net.load_state_dict(before)
             raise
-        finally: net.to(at)
-    if S is not None: S.to(home)
+        finally:
+            net.to(at)
+            if S is not None: S.to(home)
     check_learned(history, r, h, classes, r.epochs * len(data) / r.batch_size)
     results = dict(recipe=asdict(r), made=made, home=made_in, history=history,
                    shape=list(shape), classes=classes,

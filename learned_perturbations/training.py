@@ -209,13 +209,17 @@ def step_seconds(
     r,     # a recipe
     size,  # items in the step
 ):
-    "Returns the measured time of one step of `fit` in seconds."
-    size = math.ceil(min(size, len(pairs)) / r.accumulate)
-    net, ids, device = ready(net, r), torch.arange(size), processes().device
-    items = [t.to(device) for t in pairs.batch(ids, seed=r.seed)]
+    """Returns the measured time of one step of `fit` in seconds: of a process's share of the
+    batch, on a processor with the making of its items."""
+    state = processes()
+    size = math.ceil(min(size, len(pairs)) / r.accumulate / state.num_processes)
+    net, ids, device = ready(net, r), torch.arange(size), state.device
+    made = lambda: [t.to(device) for t in pairs.batch(ids, seed=r.seed)]
+    items = made()
     def step():
+        here = made() if device.type == "cpu" else items  # else made while the GPU works
         with mixed(r.precision, device):
-            return loss(net, items, Step(.5, ids.to(device), r.seed, 0))[0].mean()
+            return loss(net, here, Step(.5, ids.to(device), r.seed, 0))[0].mean()
     try: return r.accumulate * auto.step_seconds(step, net)
     except torch.OutOfMemoryError as e:
         raise RuntimeError(f"{r.name}: {size} items do not fit in memory; try accumulate="
