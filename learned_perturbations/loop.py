@@ -190,7 +190,7 @@ class Loop:
         self.average = copy.deepcopy(net) if r.ema else None
         self.place = dict(epoch=0, count=0, sums={}, history=[], seconds=0.,
                           parts=r.accumulate)
-        self.fitted = False  # has a batch gone through the memory since this process began?
+        self.fits = 0  # items that have gone through the memory together
         self.resume()
         model = torch.compile(net) if r.compile else net
         # the batch statistics saved are those of the first process
@@ -266,23 +266,27 @@ class Loop:
 
     def gradients_that_fit(self, *args):
         "Like `gradients`, in more parts if the GPU's memory does not hold the batch."
-        # statistics of batches move in a forward pass that fails, too
-        before = None if self.fitted else [b.clone() for b in self.net.buffers()]
+        whole, before = args[2], []
+        if self.piece(whole) > self.fits:  # a forward pass that fails moves statistics, too
+            before = [b.clone() for b in self.net.buffers()]
         while True:
-            self.seed()
             try: logs = self.gradients(*args)
-            except torch.OutOfMemoryError as e: self.halve(args[2], e)
+            except torch.OutOfMemoryError as e: self.halve(whole, e)
             else:
-                self.fitted = True
+                self.fits = max(self.fits, self.piece(whole))
                 return logs
+            self.seed()
             with torch.no_grad():
-                for b, old in zip(self.net.buffers(), before or ()): b.copy_(old)
+                for b, old in zip(self.net.buffers(), before): b.copy_(old)
+
+    def piece(self, whole):
+        "Returns how many items of a batch of so many are taken together, at most."
+        return math.ceil(whole / self.state.num_processes / self.parts_of(whole))
 
     def halve(self, whole, e):
         "Has batches taken in twice as many parts. Raises RuntimeError where that is no help."
         self.optimizer.zero_grad()
-        parts, name = self.parts_of(whole), self.r.name
-        size = math.ceil(whole / self.state.num_processes / parts)
+        parts, size, name = self.parts_of(whole), self.piece(whole), self.r.name
         if size < 4:
             raise RuntimeError(f"{name}: {size} items do not fit in memory; take a smaller "
                                "network or smaller images") from e
@@ -298,9 +302,8 @@ class Loop:
                    f"taken in {2 * parts} parts")
 
     def seed(self):
-        "Seeds what draws with torch's generator, as dropout does, now and then."
+        "Seeds what draws with torch's generator, as dropout does."
         p = self.place
-        if p["count"] % self.look and self.fitted: return  # a run can go on from such a step
         key = draws.stream_key(self.r.seed, "torch", p["epoch"], p["count"])
         # a source may draw with the processor's generator in a thread meanwhile
         (torch.cuda if self.device.type == "cuda" else torch).manual_seed(key % 2**63)
@@ -308,6 +311,7 @@ class Loop:
     def step(self, loss, ids, whole, items):
         "One step. Returns False if a loss of the last hundred steps was not finite."
         p, r = self.place, self.r
+        if p["count"] % self.look == 0: self.seed()  # a run can go on from such a step
         progress = (p["epoch"] * self.steps + p["count"]) / self.total
         for group in self.optimizer.param_groups: group["lr"] = self.rate(progress)
         logs = self.gradients_that_fit(loss, ids, whole, items, progress)
