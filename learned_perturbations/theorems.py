@@ -18,8 +18,7 @@ from scipy import special
 
 # %% ../nbs/04_theorems.ipynb #b3963e38
 from . import draws
-from .checks import (check_count, check_ids, check_radii, check_seed,
-                                          has_values)
+from .checks import check_count, check_ids, check_radii, check_seed
 from .sets import norms
 
 # %% ../nbs/04_theorems.ipynb #af7c4b44
@@ -51,7 +50,7 @@ def pair_terms(
     for name, t in (("kl", kl), ("log_lik", log_lik)):
         if not isinstance(t, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if has_values(t) and not t.isfinite().all():
+        if not t.isfinite().all():
             raise ValueError(f"{name} contains NaN or infinity")
     if kl.ndim != 2 or kl.shape[1] == 0:
         raise ValueError("kl must hold one number for each example and dimension, (B, k); "
