@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test sync docs clean
+.PHONY: demo test exercises sync docs clean
 
 demo: .venv/installed
 	$(BIN)/lp_demo --folder report
 
 test: .venv/installed-dev
 	$(BIN)/python tools/test.py
+
+# The tests again, with the solution of every exercise in the place of the dots.
+exercises: .venv/installed-dev
+	$(BIN)/python tools/test.py --exercises
 
 # Bring the exported modules in step with the notebooks.
 sync: .venv/installed-dev

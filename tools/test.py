@@ -1,4 +1,4 @@
-"Run every notebook as a test, each in a fresh process, then check that the book and the library agree."
+"Run every notebook as a test, each in a fresh process, then check that the book and the library agree. With --exercises the solutions too."
 import ast, json, os, platform, re, subprocess, sys, textwrap, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -37,11 +37,12 @@ def solved(notebook):
         c.directives_.pop("eval:")
     return notebook
 
-def run_notebook(path):
-    "Whether every cell of the notebook at `path` runs, its exercises solved, and the seconds it took."
+def run_notebook(path, exercises=False):
+    "Whether every cell of the notebook at `path` runs, with `exercises` the cell that checks answers too, and the seconds it took."
     from nbdev import test
     os.chdir(path.parent)
-    with patch.object(test, "NBProcessor", lambda *args, read=test.NBProcessor, **kwargs: solved(read(*args, **kwargs))):
+    read = test.NBProcessor
+    with patch.object(test, "NBProcessor", lambda *args, **kwargs: solved(read(*args, **kwargs)) if exercises else read(*args, **kwargs)):
         return test.test_nb(path, skip_flags=["notest", "slow", "cuda"])
 
 def module_order():
@@ -108,13 +109,14 @@ def machine():
             f"Python {platform.python_version()}, torch {torch.__version__}")
 
 def main():
-    todo = [p for p in notebooks() if not sys.argv[1:] or any(a in str(p) for a in sys.argv[1:])]
+    exercises, wanted = "--exercises" in sys.argv, [a for a in sys.argv[1:] if a != "--exercises"]
+    todo = [p for p in notebooks() if not wanted or any(a in str(p) for a in wanted)]
     if not todo: sys.exit("no notebook found in nbs/")
     print(machine(), flush=True)
     results = [(f.__name__, check(f)) for f in (import_order, short_lines, in_sync, small_wheel, pages)]
     start = time.time()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = {pool.submit(run_notebook, p): p for p in todo}
+        jobs = {pool.submit(run_notebook, p, exercises): p for p in todo}
         for job in as_completed(jobs):
             name = str(jobs[job].relative_to(root))
             try: ok, seconds = job.result()
