@@ -8,10 +8,10 @@ import torch
 from fastcore.script import call_parse
 
 from learned_perturbations import runs
-from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.attacks import apgd, random_search
 from learned_perturbations.classifiers import evaluating, load_classifier
 from learned_perturbations.cvae import LearnedSet
+from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.labelled_images import digits
 from learned_perturbations.sets import select
 from learned_perturbations.suite import attack_suite

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch
 
 # %% ../nbs/15_benchmark.ipynb #75bdc68d
-from .checks import (check_choice, check_count, check_images,
-                                          check_labels, check_number, check_radius,
-                                          check_seed, check_set)
+from .checks import (check_choice, check_count, check_labels,
+                                          check_rising, check_seed, check_set)
 from .classifiers import (all_logits, evaluating, plain_net,
                                                scores_of_first)
-from .corruptions import (check_colour, corrupt, corruptions, extra,
-                                               names, paper, several)
+from .corruptions import (corrupt, corruptions, extra, in_bytes, names,
+                                               paper, several)
 from .devices import device_of
 from .fingerprints import fingerprint
 from .labelled_images import load_images
@@ -44,9 +43,8 @@ class CorruptedImages:
         folder=None, # that keeps the corrupted images; None: in memory
         device="cpu",# on which they are made
     ):
-        if x.dtype != torch.uint8: x = (255 * check_images(x)).round().byte()
-        check_colour(x[:1].float() / 255)
-        self.x, self.y, self.seed = x, check_labels(y, len(x)), check_seed(seed)
+        self.x = x = in_bytes(x)
+        self.y, self.seed = check_labels(y, len(x)), check_seed(seed)
         self.device, here = device, folder and as_path(folder) / f"seed{seed}"
         self.cache = Cache(here, x, self.make)
 
@@ -300,10 +298,8 @@ def check_threat(threat_model, shares, radii, n_attacked, settings):
     """Returns shares and radii (or None) as lists; raises TypeError or ValueError, before any
     work, unless these arguments can be used."""
     check_count(n_attacked, "n_attacked")
-    shares = [check_number(s, "shares", high=1.) for s in several(shares, "shares")]
-    if radii is not None: radii = [check_radius(r, "radii") for r in several(radii, "radii")]
-    for name, values in (("shares", shares), ("radii", radii or [])):
-        if values != sorted(values): raise ValueError(f"{name} must rise, got {values}")
+    shares = check_rising(several(shares, "shares"), "shares", high=1.)
+    if radii is not None: radii = check_rising(several(radii, "radii"), "radii")
     is_set = not isinstance(threat_model, str)
     known = inspect.signature(attack_suite).parameters if is_set else ()
     if unknown := sorted({*settings} - {*known}):
@@ -353,11 +349,12 @@ def benchmark(
     """Returns the `Benchmark` of a classifier: under common corruptions, or at the worst
     points of a set. Raises TypeError or ValueError for a model that takes no such images."""
     shares, radii = check_threat(threat_model, shares, radii, n_attacked, settings)
-    if radii and not names is severities is None:
+    if radii and (names, severities) != (None, None):
         raise ValueError("names and severities would change nothing: radii is given")
-    usual = (groups["all"], (1, 2, 3, 4, 5)) if isinstance(threat_model, str) else (paper, 5)
-    names, severities = check_corruptions(*(
-        u if v is None else v for v, u in zip((names, severities), usual)))
+    is_set = not isinstance(threat_model, str)
+    if names is None: names = paper if is_set else groups["all"]
+    if severities is None: severities = 5 if is_set else range(1, 6)
+    names, severities = check_corruptions(names, severities)
     dataset = dataset or ("cifar10" if data is None else "given")
     if data is None: check_choice(dataset, "dataset, without data,", ("cifar10",))
     images = images_for(model, data, seed)
@@ -365,7 +362,7 @@ def benchmark(
     z = scores(model, images.x).cpu()
     about = dict(model=name or name_of(model), dataset=dataset, n=len(images),
                  seed=images.seed, weights=fingerprint(model), images=images.fingerprint())
-    if isinstance(threat_model, str):
+    if not is_set:
         about["severities"] = severities
         parts = corruption_parts(model, images, names, severities)
     else:

@@ -7,7 +7,8 @@ __all__ = ['cifar', 'imagenet', 'names', 'paper', 'extra', 'here', 'corruptions'
            'official', 'gaussian_noise', 'speckle_noise', 'impulse_noise', 'shot_noise', 'gaussian_blur',
            'defocus_blur', 'motion_blur', 'zoom_blur', 'glass_blur', 'fog', 'frost', 'snow', 'spatter', 'contrast',
            'brightness', 'saturate', 'pixelate', 'jpeg_compression', 'elastic_transform', 'check_output', 'one_by_one',
-           'apply', 'check_colour', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs', 'Corrupt']
+           'apply', 'check_colour', 'in_bytes', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs',
+           'Corrupt']
 
 # %% ../nbs/14_corruptions.ipynb #f4c5f417
 import copy
@@ -333,6 +334,14 @@ def check_colour(
     raise ValueError("corruptions take colour images (B, 3, H, W) of 32 × 32 pixels or more; "
                      f"got shape {tuple(x.shape)}{hint}")
 
+def in_bytes(
+    x, # images, uint8, or floats in [0, 1]
+):
+    "Returns colour images in 8 bits. Raises TypeError or ValueError as `check_colour` does."
+    if getattr(x, "dtype", None) != torch.uint8: x = (255 * check_images(x)).round().byte()
+    check_colour(x[:1].float() / 255)
+    return x
+
 @torch.no_grad()
 def corrupt(
     x,            # images, (B, 3, H, W), 32 × 32 or larger
@@ -427,10 +436,8 @@ class CorruptionPairs(Pairs):
         flip=False,         # mirror half of the pairs?
         cache=None,         # folder that keeps the corrupted images; None: new ones each epoch
     ):
-        if getattr(x, "dtype", None) != torch.uint8:
-            x = (255 * check_images(x)).round().byte()
-        self.x, self.y = x, None if y is None else check_labels(y, len(x))
-        check_colour(x[:1].float() / 255)
+        self.x = x = in_bytes(x)
+        self.y = None if y is None else check_labels(y, len(x))
         self.pairing = check_choice(pairing, "pairing", pairings)
         self.corruptions = several(corruptions, "corruptions")
         self.severity = check_count(severity, "severity", 1, 5)

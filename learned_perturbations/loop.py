@@ -96,12 +96,12 @@ def shared_batches(
 # %% ../nbs/reference/loop.ipynb #c2ea41ff
 def brought(
     state, # a dictionary of tensors, numbers and words
-    made,  # event of a GPU after which they are there; None: of a processor
+    copied,# event of a GPU after which they are there; None: of a processor
 ):
     "Returns it in the processor's memory: a GPU copies it beside what it computes meanwhile."
-    if made is None: return state
+    if copied is None: return state
     stream = torch.cuda.Stream()
-    stream.wait_event(made)
+    stream.wait_event(copied)
     with torch.cuda.stream(stream):
         state = recursively_apply(lambda t: t.to("cpu", non_blocking=True), state)
     stream.synchronize()
@@ -110,10 +110,10 @@ def brought(
 def save_checkpoint(
     path,  # of the file
     state, # a dictionary of tensors, numbers and words; good: is it worth keeping?
-    made=None, # event of a GPU after which they are there
+    copied=None, # event of a GPU after which they are there
 ):
     "Writes everything the loop needs to go on, unless it holds NaN."
-    state = brought(state, made)
+    state = brought(state, copied)
     if not state.pop("good"): return
     with replacing(path) as temporary:
         try: torch.save(state, temporary)
@@ -188,6 +188,8 @@ class Loop:
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=0., fused=True,
                                            weight_decay=r.weight_decay)
         self.average = copy.deepcopy(net) if r.ema else None
+        kept = lambda m: [*m.parameters(), *m.buffers()]
+        self.averaged = [*zip(kept(self.average), kept(net))] if r.ema else []
         self.place = dict(epoch=0, count=0, sums={}, history=[], seconds=0.,
                           parts=r.accumulate)
         self.fits = 0  # items that have gone through the memory together
@@ -236,14 +238,14 @@ class Loop:
                      average=self.average and self.average.state_dict(), place=place,
                      good=self.watch.good & self.finite())
         state = recursively_apply(lambda t: t.detach().clone(), state)
-        made = torch.cuda.Event() if self.device.type == "cuda" else None
-        if made: made.record()
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied: copied.record()
         self.writing = self.pool.submit(save_checkpoint, self.path,
-                                        dict(state, made=self.made), made)
+                                        dict(state, made=self.made), copied)
 
     def parts_of(self, whole):
         """Returns in how many parts a batch of so many items is taken, the same in every
-        process; no item is alone in one."""
+        process; several have two items each at least."""
         return max(1, min(self.place["parts"], whole // self.state.num_processes // 2))
 
     def gradients(self, loss, ids, whole, items, progress):
@@ -325,11 +327,10 @@ class Loop:
     @torch.no_grad()
     def add_to_average(self):
         "Moves the averaged weights a little towards those of now, at first all the way."
-        pairs = [*zip(self.average.state_dict().values(), self.net.state_dict().values())]
         if self.place["epoch"] == self.place["count"] == 0:
-            for ours, theirs in pairs: ours.copy_(theirs)
+            for ours, theirs in self.averaged: ours.copy_(theirs)
         else:  # counts of batches are whole numbers: they are no part of the average
-            ours, theirs = zip(*((a, b) for a, b in pairs if a.is_floating_point()))
+            ours, theirs = zip(*(p for p in self.averaged if p[0].is_floating_point()))
             get_ema_multi_avg_fn(self.r.ema)(ours, theirs, None)
 
     def means(self):

@@ -233,11 +233,11 @@ harden_recipes = known(
             begin="cifar10-gaussian", **_short),
     replace(_narrow, name="cifar10-clean-cpu", method="clean"),
     *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, begin="cifar10-clean-cpu",
-              **{**_short, **changes})
+              **dict(_short, **changes))
       for m, changes in dict(pairs={}, augment={}, gaussian={},
                              adversarial=dict(radius=2., epochs=2)).items()),
     replace(_narrow, name="cifar10-both-cpu", method="gaussian", sigma=2., sigma_x=.5,
-            begin="cifar10-gaussian-cpu", **{**_short, "epochs": 8}, weight=2.),
+            begin="cifar10-gaussian-cpu", **dict(_short, epochs=8, weight=2.)),
     replace(_demo, name="demo-clean", method="clean"),
     replace(_demo, name="demo-gaussian", method="gaussian"),
     replace(_demo, name="demo-adversarial", radius=1., steps=3, epochs=5),

@@ -22,7 +22,7 @@ from . import draws
 from .attacks import (Attack, margin, pgd, prepare, random_walk,
                                            value_and_gradient, worse, wrong_classes)
 from .checks import (check_count, check_ids, check_images, check_number,
-                                          check_points, check_radius, check_set)
+                                          check_points, check_radius, check_rising, check_set)
 from .classifiers import evaluating
 from .devices import mixed
 from .sets import ascend, norms, searching, steepest
@@ -310,9 +310,7 @@ def suite_curve(
 ):
     """Returns a `SuiteAttack` for each radius, a list: points found at one start the next, so
     that the accuracy never rises. Raises ValueError if the radii do not rise."""
-    radii = [check_radius(r, "radii") for r in radii]
-    if radii != sorted(radii): raise ValueError(f"radii must rise, got {radii}")
-    found = []
+    radii, found = check_rising(radii, "radii"), []
     for r in radii:
         start = found[-1].u if found else None
         found.append(attack_suite(model, S, x, y, r, start=start, **settings))

@@ -50,8 +50,7 @@ def pair_terms(
     for name, t in (("kl", kl), ("log_lik", log_lik)):
         if not isinstance(t, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if not t.isfinite().all():
-            raise ValueError(f"{name} contains NaN or infinity")
+        if not t.isfinite().all(): raise ValueError(f"{name} contains NaN or infinity")
     if kl.ndim != 2 or kl.shape[1] == 0:
         raise ValueError("kl must hold one number for each example and dimension, (B, k); "
                          f"got shape {tuple(kl.shape)}")

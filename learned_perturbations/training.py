@@ -215,11 +215,10 @@ def step_seconds(
     size = math.ceil(min(size, len(pairs)) / r.accumulate / state.num_processes)
     net, ids, device = ready(net, r), torch.arange(size), state.device
     made = lambda: [t.to(device) for t in pairs.batch(ids, seed=r.seed)]
-    items = made()
+    items = None if device.type == "cpu" else made()  # a GPU works while they are made
     def step():
-        here = made() if device.type == "cpu" else items  # else made while the GPU works
         with mixed(r.precision, device):
-            return loss(net, here, Step(.5, ids.to(device), r.seed, 0))[0].mean()
+            return loss(net, items or made(), Step(.5, ids.to(device), r.seed, 0))[0].mean()
     try: return r.accumulate * auto.step_seconds(step, net)
     except torch.OutOfMemoryError as e:
         raise RuntimeError(f"{r.name}: {size} items do not fit in memory; try accumulate="

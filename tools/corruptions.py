@@ -27,8 +27,8 @@ from learned_perturbations.criteria import farthest, nearest, squared_error
 from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.draws import integers
 from learned_perturbations.evaluation import conformal_radius, joint_distance, ray_norm, smallest_norm
-from learned_perturbations.labelled_images import load_images
 from learned_perturbations.fingerprints import fingerprint
+from learned_perturbations.labelled_images import load_images
 from learned_perturbations.runs import measured, proportion, read_json, summary
 from learned_perturbations.sets import norms
 from learned_perturbations.suite import attack_suite, start_names

@@ -14,12 +14,12 @@ from learned_perturbations.certification import certify
 from learned_perturbations.classifiers import is_correct, load_classifier
 from learned_perturbations.criteria import farthest, nearest, squared_error
 from learned_perturbations.cvae import LearnedSet
+from learned_perturbations.devices import environment
 from learned_perturbations.evaluation import conformal, quality
+from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.labelled_images import digits
 from learned_perturbations.pairs import KnownPairs, Subset, mnist
 from learned_perturbations.robust_training import harden
-from learned_perturbations.devices import environment
-from learned_perturbations.fingerprints import fingerprint
 from learned_perturbations.runs import measured, proportion, read_json, summary, write_json, write_results
 from learned_perturbations.sets import RTSSet
 from learned_perturbations.suite import start_names, suite_curve
