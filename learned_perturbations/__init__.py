@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from .criteria import farthest, nearest
     from .cvae import LearnedSet
     from .evaluation import evaluate
+    from .masking import self_check
     from .pairs import KnownPairs, TensorPairs, digits
     from .robust_training import HardenRecipe, harden
     from .sets import PerturbationSet, RTSSet
-    from .suite import attack_suite, self_check
+    from .suite import attack_suite
     from .training import Recipe, train
     from .transforms import RandomPoint
 
 _home = dict(PerturbationSet="sets", RTSSet="sets", LearnedSet="cvae", TensorPairs="pairs", KnownPairs="pairs", digits="pairs",
              Recipe="training", train="training", evaluate="evaluation", nearest="criteria", farthest="criteria",
-             pgd="attacks", attack_suite="suite", self_check="suite", HardenRecipe="robust_training", harden="robust_training",
+             pgd="attacks", attack_suite="suite", self_check="masking", HardenRecipe="robust_training", harden="robust_training",
              load_classifier="classifiers", RandomPoint="transforms", certify="certification", certified_accuracy="certification")
 __all__ = ["__version__", *_home]
 

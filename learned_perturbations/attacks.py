@@ -24,8 +24,8 @@ from .checks import (check_choice, check_count, check_ids, check_images,
 from .classifiers import evaluating, logits, scores_of_first
 from .devices import mixed, precisions
 from .registry import Registry
-from .sets import (ascend, conditioned, gradient, searching, select,
-                                        steepest)
+from .sets import (ascend, check_fits, conditioned, gradient, searching,
+                                        select, steepest)
 
 # %% ../nbs/09_attacks.ipynb #fc29aaea
 def labelled_mean(
@@ -192,20 +192,16 @@ def prepare(
         targets = check_labels(targets, len(x), name="targets").to(x.device)
         if y.ndim == 1 and targets.ndim == 1 and (targets == y).any():
             raise ValueError("targets must be other classes than y")
-    task = Task(model, S, x, y, radius, targets, share, precision, check_seed(seed), ids)
     with torch.no_grad(), evaluating(model), evaluating(S):
-        one = S.perturb(select(task.cond, slice(1)), task.centre()[:1])
-        if one.shape != x[:1].shape:
-            raise ValueError(f"perturb must return images like x, {tuple(x[:1].shape)}; got "
-                             f"{tuple(one.shape)}")
-        z = scores_of_first(model, one)
+        check_fits(S, x)
+        z = scores_of_first(model, x[:1])
     for name, labels in dict(y=y, targets=targets).items():
         if labels is None: continue
         if z.shape[2:] != labels.shape[1:]:
             raise ValueError(f"{name} has shape {tuple(labels.shape)}, but the model's class "
                              f"scores have {tuple(z.shape)}")
         check_labels(labels, len(x), z.shape[1], name)
-    return task
+    return Task(model, S, x, y, radius, targets, share, precision, check_seed(seed), ids)
 
 # %% ../nbs/09_attacks.ipynb #e6e2d367
 def worse(

@@ -133,7 +133,8 @@ def is_correct(
     y = check_labels(y, len(check_images(x)))
     check_labels(y, len(x), scores_of_first(model, x).shape[1])
     batch = batch or max(1, min(500, 6_000_000 // x[0].numel()))
-    right = all_logits(model, x.split(batch)).argmax(1) == y
+    z = all_logits(model, x.split(batch))
+    right = z.argmax(1) == y.to(z.device)
     return right if y.ndim == 1 else right[y != -100]
 
 # %% ../nbs/reference/classifiers.ipynb #d2d64f83
@@ -274,8 +275,8 @@ def build_classifier(
     it does not take."""
     classes = check_count(classes, "classes", 2)
     if classes > 10_000 and not many_classes:
-        raise ValueError(f"{classes:,} classes: if that is no mistake in the labels, say "
-                         "many_classes=True")
+        raise ValueError(f"{classes:,} classes, numbered from 0: if that is no mistake in the "
+                         "labels, give a net of your own, or many_classes=True here")
     shape = tuple(check_count(n, "shape") for n in shape)
     net = classifiers(name, shape, classes, **options)
     if not isinstance(net, nn.Module):

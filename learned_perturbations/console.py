@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import warnings
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import wraps
 
 import torch
@@ -37,7 +37,7 @@ def parse_yes(text):
 
 def parse_several(text):
     "Returns the parts between commas, numbers where they are numbers."
-    return tuple(map(parse_number, text.split(",")))
+    return tuple(parse_number(t.strip()) for t in text.split(","))
 
 def reader(kind, default):
     "Returns the function that reads a value of that kind, or like that default."
@@ -75,7 +75,8 @@ def add_fields(
     kind,   # a recipe class
 ):
     "Adds an option for each field of a recipe but those that hold the options of an entry."
-    docs = docments(kind)
+    docs = {k: v for c in reversed(kind.__mro__) if is_dataclass(c)
+            for k, v in docments(c).items() if v}
     for f in fields(kind):
         if not f.name.endswith("_options"):
             add_option(parser, f.name, f.type, inspect.Parameter.empty,
@@ -125,6 +126,7 @@ def warning_line(message, category, filename, lineno, line=None):
 # %% ../nbs/reference/console.ipynb #b35fe1e3
 def command(
     more=None, # (parser, () -> {name: value read so far}) -> None: adds further options
+    goes_on=True, # does the same command go on where it was stopped?
 ):
     """Returns a decorator that makes a console command of a function; called with arguments,
     the function is as before."""
@@ -144,7 +146,8 @@ def command(
             except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as e:
                 sys.exit(f"{f.__name__}: {e}")
             except KeyboardInterrupt:
-                sys.exit(f"{f.__name__}: stopped; the same command goes on from here")
+                again = "goes on from here" if goes_on else "starts again"
+                sys.exit(f"{f.__name__}: stopped; the same command {again}")
             finally:
                 warnings.formatwarning = form
                 if torch.distributed.is_initialized():  # several part in order

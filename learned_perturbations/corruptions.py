@@ -123,35 +123,47 @@ def official(
 
 # %% ../nbs/14_corruptions.ipynb #aea362eb
 @official
-def gaussian_noise(x, c, noise): return x + c * noise.normal(x.shape[1:], "noise")
+def gaussian_noise(x, c, noise):
+    "Adds normal noise of deviation c."
+    return x + c * noise.normal(x.shape[1:], "noise")
 
 @official
-def speckle_noise(x, c, noise): return x + x * c * noise.normal(x.shape[1:], "speckle")
+def speckle_noise(x, c, noise):
+    "Adds normal noise of deviation c · x: bright places are noisier."
+    return x + x * c * noise.normal(x.shape[1:], "speckle")
 
 @official
 def impulse_noise(x, c, noise):
-    u = noise.uniform(x.shape[1:], "noise")
+    "Makes a share c of all values black or white."
+    u = noise.uniform(x.shape[1:], "impulse")
     return torch.where(u < c / 2, 0., torch.where(u < c, 1., x))
 
 @official
 def shot_noise(x, c, noise):
+    "Counts photons, c of them for white: Poisson noise."
     u = [noise.uniform(x.shape[1:], what) for what in ("column", "row", "rest")]
     return poisson(x, c, u) / c
 
 # %% ../nbs/14_corruptions.ipynb #588fc2b0
 @official
-def gaussian_blur(x, c, noise): return gaussian(x, c * pixel(x))
+def gaussian_blur(x, c, noise):
+    "Blurs by a Gaussian of deviation c, in pixels."
+    return gaussian(x, c * pixel(x))
 
 @official
-def defocus_blur(x, c, noise): return correlate(x, disk(c[0] * pixel(x), c[1]))
+def defocus_blur(x, c, noise):
+    "Averages over a disk: c is its radius in pixels, and how soft its edge is."
+    return correlate(x, disk(c[0] * pixel(x), c[1]))
 
 @official
 def motion_blur(x, c, noise):
+    "Averages along a line of a random direction: c is radius and deviation in pixels."
     angle = 90 * noise.uniform((), "angle") - 45
     return motion(x, c[0] * pixel(x), c[1] * pixel(x), angle)
 
 @official
 def zoom_blur(x, c, noise):
+    "Averages images enlarged by 1 to c[0] in steps of c[1]."
     factors = np.arange(1, *c).tolist()
     last = x.permute(2, 3, 0, 1).contiguous()  # images last: rows and columns are copied whole
     total = last + sum(zoom(last, z, (0, 1)) for z in factors)
@@ -159,6 +171,7 @@ def zoom_blur(x, c, noise):
 
 @official
 def glass_blur(x, c, noise):
+    "Blurs, swaps neighbours, blurs: c is deviation, reach in pixels, and sweeps."
     sigma, reach, (h, w) = c[0] * pixel(x), max(round(c[1] * pixel(x)), 1), x.shape[-2:]
     x = eight_bits(gaussian(x.double(), sigma))
     row, col = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)
@@ -174,6 +187,7 @@ def glass_blur(x, c, noise):
 # %% ../nbs/14_corruptions.ipynb #36d3be3e
 @official
 def fog(x, c, noise):
+    "Adds a plasma fractal: c is its strength, and how fast fine detail decays."
     n = 2**math.ceil(math.log2(max(x.shape[-2:])))
     cloud = plasma(2 * noise.uniform((n, n), "cloud") - 1, c[1])
     brightest = x.amax((1, 2, 3), keepdim=True)
@@ -182,6 +196,7 @@ def fog(x, c, noise):
 
 @official
 def frost(x, c, noise):
+    "Lays a piece of a photograph of frost over it: c is the weight of image and of ice."
     (h, w), enlarged = x.shape[-2:], 5 * pixel(x) if is_large(x) else 1.
     ice, sizes = (t.to(x.device) for t in frost_textures(h, w, enlarged))
     which = noise.integers(len(ice), "texture")
@@ -191,6 +206,8 @@ def frost(x, c, noise):
 
 @official
 def snow(x, c, noise):
+    """Adds flakes blown by the wind. c: mean and deviation of the flakes' brightness, their
+    size, the least brightness, radius and deviation of the motion, weight of the image."""
     loc, scale, size, threshold, radius, sigma, mix = c
     layer = loc + scale * noise.normal(x.shape[-2:], "flakes").double()
     layer = zoom(layer, max(size * pixel(x), 1.))
@@ -203,6 +220,8 @@ def snow(x, c, noise):
 
 @official
 def spatter(x, c, noise):
+    """Throws water or mud. c: mean and deviation of the liquid, its blur in pixels, the
+    threshold, strength (of mud: blur in pixels), and whether it is mud."""
     loc, scale, sigma, threshold, strength, is_mud = c
     layer = loc + scale * noise.normal(x.shape[-2:], "liquid").double()
     layer = gaussian(layer, sigma * pixel(x))
@@ -218,18 +237,21 @@ def spatter(x, c, noise):
 # %% ../nbs/14_corruptions.ipynb #016aaf06
 @official
 def contrast(x, c, noise):
+    "Keeps a share c of the contrast, for each colour channel."
     total = (x * 2**30).long().sum((2, 3), keepdim=True)  # of whole numbers: in any order
     mean = total.double() / (2**30 * x[0, 0].numel())
     return x * c + (mean * (1 - c)).float()
 
 @official
 def brightness(x, c, noise):
+    "Adds c to the value V of HSV."
     value = x.amax(1, keepdim=True)
     new = (value + c).clamp(0, 1)
     return torch.where(value > 0, x * (new / value), new)
 
 @official
 def saturate(x, c, noise):
+    "Multiplies the saturation S of HSV by c[0] and adds c[1]."
     value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     new = ((value - low) / value.clamp_min(1e-9) * c[0] + c[1]).clamp(0, 1)
     red = x.new_tensor([0., 1., 1.])[:, None, None]
@@ -239,16 +261,20 @@ def saturate(x, c, noise):
 # %% ../nbs/14_corruptions.ipynb #3d345cfd
 @official
 def pixelate(x, c, noise):
+    "Shrinks the sides to a share c, and enlarges again."
     h, w = x.shape[-2:]
     return resize(resize(x, int(h * c), int(w * c)), h, w)
 
 @official
 def jpeg_compression(x, c, noise):
+    "Stores as JPEG of quality c and reads again."
     levels = (255 * x).round().byte().permute(0, 2, 3, 1)
     return each(lambda p: jpeg(p, c), levels).permute(0, 3, 1, 2) / 255
 
 @official
 def elastic_transform(x, c, noise):
+    """Warps by a random affine map, then by a smooth field. c: strength of the field, its
+    blur, and how far the corners of the map move, in sides of the image."""
     (h, w), side = x.shape[-2:], min(x.shape[-2:])
     push, sigma, shake = (side * v for v in c)
     x0, y0, d = w // 2, h // 2, side // 3

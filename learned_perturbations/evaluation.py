@@ -17,8 +17,8 @@ from scipy import special
 from . import draws
 from .checks import (check_count, check_encoder, check_number,
                                           check_pairs, check_radius, check_set)
-from .criteria import (draw_errors, farthest, log_mean_likelihood,
-                                            nearest, squared_error)
+from .criteria import (draw_errors, encoder_error, farthest,
+                                            log_mean_likelihood, nearest, squared_error)
 from .cvae import bernoulli
 from .devices import device_of, mixed
 from .fingerprints import fingerprint
@@ -133,8 +133,9 @@ def evaluate(
 ):
     """Returns the quality table of a learned set on held-out pairs: summaries, and shares of
     pairs on which bounds hold."""
-    if not hasattr(check_set(S), "posterior"):
-        raise TypeError("S must be a learned set: the table needs its recognition network")
+    if not all(hasattr(check_set(S), f) for f in ("posterior", "kl_per_dimension")):
+        raise TypeError("S must be a learned set: the table needs its recognition network "
+                        "(posterior and kl_per_dimension)")
     pairs = as_pairs(pairs)
     if not (n := len(pairs)): raise ValueError("pairs has no items")
     device = device_of(S)
@@ -352,11 +353,18 @@ def conformal(
     pairs that the radius holds."""
     val, test = calibration_parts(S, val, test, calibration)
     n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), device_of(S)
-    get = lambda source, idx: [t.to(device) for t in source.batch(idx, seed=seed)[:2]]
-    def encoding_error(idx):
-        x, x_tilde = get(val, idx)
-        shown = S.perturb(S.condition(x), S.project(S.encode(x, x_tilde)))
-        return squared_error(shown, x_tilde)
+    def get(source, idx):  # else pair i of both would have one and the same perturbation
+        other = seed + (source is val)
+        return [t.to(device) for t in source.batch(idx, seed=other)[:2]]
+    def encoding_error(idx): return encoder_error(S, *get(val, idx))
+    def row(a):
+        tau = float(f"{error.quantile(1 - a / 2).item():.6g}")  # the same after a stop
+        said = dict(promised=1 - a, tau=tau, calibration=n)
+        if math.isinf(conformal_radius(torch.zeros(n), a)):  # whatever the norms are
+            return said | dict(radius=math.inf, held=proportion(torch.ones(m) == 1))
+        radius = conformal_radius(norms_found(val, n, tau, "calibration"), a)
+        held = proportion(norms_found(test, m, tau, "check") <= radius)
+        return said | dict(radius=radius, held=held)
     others = torch.arange(max(n, len(val) - 1000), len(val)).split(100)
     with torch.no_grad(): error = torch.cat([encoding_error(idx) for idx in others])
     def norms_found(source, count, tau, part):
@@ -364,11 +372,6 @@ def conformal(
                     seed=seed) if path else {}
         work = lambda idx: dict(r=smallest_norm(S, *get(source, idx), tau))
         return in_rows(work, count, path and f"{path}.{part}.{tau:.6g}", made, 125, part)["r"]
-    def row(a):
-        tau = float(f"{error.quantile(1 - a / 2).item():.6g}")  # the same after a stop
-        radius = conformal_radius(norms_found(val, n, tau, "calibration"), a)
-        held = proportion(norms_found(test, m, tau, "check") <= radius)
-        return dict(promised=1 - a, tau=tau, calibration=n, radius=radius, held=held)
     return [row(a) for a in misses]
 
 # %% ../nbs/08_evaluation.ipynb #e966dc96

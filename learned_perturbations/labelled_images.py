@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['splits', 'named', 'check_split', 'check_share', 'split_items', 'part_of', 'fit', 'as_images', 'hold_out', 'digits',
-           'not_had', 'mnist', 'read_arrays', 'part_arrays', 'Labelled', 'from_npz', 'from_folder', 'check_data',
-           'labelled', 'load_images']
+           'not_had', 'mnist', 'read_arrays', 'part_arrays', 'Labelled', 'from_npz', 'check_parts', 'from_folder',
+           'check_data', 'labelled', 'load_images']
 
 # %% ../nbs/reference/labelled_images.ipynb #1cd9785f
 import hashlib
+import re
 import zipfile
 import zlib
 from functools import partial
@@ -25,7 +26,8 @@ from . import draws
 from .checks import (check_choice, check_count, check_labels,
                                           check_number, check_seed)
 from .image_files import (ImageFiles, check_channels, check_size,
-                                               class_files, list_images, some, warn_aspect)
+                                               class_files, is_hidden, list_folders,
+                                               list_images, some, warn_aspect)
 from .runs import as_path
 
 # %% ../nbs/reference/labelled_images.ipynb #c49e9532
@@ -229,6 +231,18 @@ def from_npz(
     return Labelled(x, y, names, range(n))
 
 # %% ../nbs/reference/labelled_images.ipynb #644144f9
+def check_parts(
+    root,  # folder of labelled images
+    parts, # names of its folders that are parts of the data, not classes
+):
+    "Raises ValueError for a folder that looks like a part and would be left out, or a class."
+    word = re.compile("train(ing)?|val(id|idation)?|test(ing|s)?", re.IGNORECASE)
+    for here in list_folders(root):
+        holds = [p for p in here.iterdir() if p.is_dir() and not is_hidden(p.name)]
+        if here.name not in parts and word.fullmatch(here.name) and holds:
+            raise ValueError(f"{here} has folders in it, as a part of the data has: parts are "
+                             "called train, val and test, and train is one of them")
+
 def from_folder(
     root, split, pad, size, channels, held_out, split_seed, # as in labelled
 ):
@@ -236,6 +250,7 @@ def from_folder(
     root = as_path(root)
     parted = (root / "train").is_dir() and not list_images(root / "train")  # or a class
     base = root / "train" if parted else root
+    check_parts(root, splits if parted else ())
     apart = [s for s in ("val", "test") if not (parted and (root / s).is_dir())]
     own = check_split(split) != "train" and split not in apart
     here, classes = root / split if own else base, list(class_files(base))

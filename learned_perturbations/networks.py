@@ -23,13 +23,17 @@ from torch.nn import functional as F
 from .checks import check_choice, check_count, check_number
 from .cvae import CVAE, build, networks
 from .devices import mixed
-from .runs import fill
+from .runs import as_path, fill
 from .sets import finite_maps, sampling_grid
 
 # %% ../nbs/05_networks.ipynb #a51924dc
 class FCEncoder(nn.Module):
     "Dense encoder: images with `inputs` entries -> mean and log-variance, both (B, k)."
-    def __init__(self, inputs, k=784, hidden=784):
+    def __init__(self,
+        inputs,     # entries of the images: of x, or of x and x̃ together
+        k=784,      # latent dimensions
+        hidden=784, # units of the hidden layer
+    ):
         super().__init__()
         self.fc1 = nn.Linear(inputs, hidden)
         self.mean, self.logvar = nn.Linear(hidden, k), nn.Linear(hidden, k)
@@ -40,7 +44,11 @@ class FCEncoder(nn.Module):
 # %% ../nbs/05_networks.ipynb #a937304c
 class FCGenerator(nn.Module):
     "Dense generator; the share of the first layer that belongs to the image is computed once."
-    def __init__(self, shape=(1, 28, 28), k=784, hidden=784):
+    def __init__(self,
+        shape=(1, 28, 28), # of one image
+        k=784,             # latent dimensions
+        hidden=784,        # units of the hidden layer
+    ):
         super().__init__()
         self.shape, d = shape, math.prod(shape)
         self.fc3, self.fc4 = nn.Linear(d + k, hidden), nn.Linear(hidden, d)
@@ -122,7 +130,11 @@ class ReflectBlock(nn.Module):
 # %% ../nbs/05_networks.ipynb #5d8a8ef6
 class STNEncoder(nn.Module):
     "Encoder: (B, channels, 42, 42) -> mean and log-variance, both (B, 128)."
-    def __init__(self, channels, size=42, k=128):
+    def __init__(self,
+        channels, # of the images: 1 for x, 2 for x and x̃ together
+        size=42,  # height and width
+        k=128,    # latent dimensions
+    ):
         super().__init__()
         self.block = ReflectBlock(channels)
         self.mean, self.logvar = (nn.Linear(channels * size**2, k) for _ in range(2))
@@ -143,7 +155,12 @@ def near_identity(
 class Localization(nn.Module):
     """n localisation networks side by side: maps (B, size²) -> affine matrices (B, n, 2, 3),
     within `bound` of the identity."""
-    def __init__(self, n=5, inputs=42 * 42, hidden=(512, 128), bound=None):
+    def __init__(self,
+        n=5,              # networks
+        inputs=42 * 42,   # entries of what they see
+        hidden=(512, 128),# units of the two hidden layers of each
+        bound=None,       # how far a number may be from the identity; None: anywhere
+    ):
         super().__init__()
         self.n, self.bound, self.first = n, bound, nn.Linear(inputs, n * hidden[0])
         most = hidden[0] ** -.5
@@ -184,7 +201,13 @@ def one_copy(
 # %% ../nbs/05_networks.ipynb #fc3d17c0
 class STNGenerator(nn.Module):
     "Generator of n warped copies of the image and a convolutional blend."
-    def __init__(self, size=42, k=128, n=5, folded=False, alone=0.):
+    def __init__(self,
+        size=42,      # height and width of the images
+        k=128,        # latent dimensions
+        n=5,          # warped copies
+        folded=False, # with the first two dense layers multiplied into one
+        alone=0.,     # share of training in which each warp also does alone
+    ):
         super().__init__()
         self.fc = nn.Identity() if folded else nn.Linear(k, size**2)
         self.alone, self.guided = alone, alone > 0
@@ -242,9 +265,12 @@ class BoundedLogvar(nn.Module):
 # %% ../nbs/05_networks.ipynb #e9041dd4
 class ResidualBlock(nn.Module):
     "Pre-activation residual block (He et al. 2016) with a narrow middle."
-    def __init__(self, inputs, middle, outputs, kernel=3, padding=1):
+    def __init__(self,
+        inputs, middle, outputs, # channels
+        kernel=3,                # width of a convolution, odd
+    ):
         super().__init__()
-        conv = lambda i, o: nn.Conv2d(i, o, kernel, padding=padding, bias=False)
+        conv = lambda i, o: nn.Conv2d(i, o, kernel, padding="same", bias=False)
         self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, middle)
         self.bn2, self.conv2 = nn.BatchNorm2d(middle), conv(middle, outputs)
         self.shortcut = None
@@ -255,18 +281,27 @@ class ResidualBlock(nn.Module):
         return skip + self.conv2(self.bn2(self.conv1(h)).relu())
 
 # %% ../nbs/05_networks.ipynb #f0b8f8d9
-def residual_trunk(inputs, outputs, blocks, big, small, kernel, padding):
+def residual_trunk(
+    inputs, outputs, # channels of the images and of the result
+    blocks,          # residual blocks
+    big, small,      # channels between blocks and inside them
+    kernel,          # width of a convolution, odd
+):
     "Returns a convolution, residual blocks of `big` channels, and a convolution, as layers."
-    conv = lambda i, o: nn.Conv2d(i, o, kernel, padding=padding, bias=False)
-    middle = (ResidualBlock(big, small, big, kernel, padding) for _ in range(blocks))
+    conv = lambda i, o: nn.Conv2d(i, o, kernel, padding="same", bias=False)
+    middle = (ResidualBlock(big, small, big, kernel) for _ in range(blocks))
     return [conv(inputs, big), *middle, nn.BatchNorm2d(big), nn.ReLU(), conv(big, outputs)]
 
 # %% ../nbs/05_networks.ipynb #a59d9763
 class ResidualEncoder(nn.Module):
     "Encoder of 32×32 images by residual blocks at full resolution."
-    def __init__(self, inputs, k, blocks, big, small, kernel, padding):
+    def __init__(self,
+        inputs,                   # channels: 3 for x, 6 for x and x̃ together
+        k,                        # latent dimensions
+        blocks, big, small, kernel, # as in residual_trunk
+    ):
         super().__init__()
-        trunk = residual_trunk(inputs, small, blocks, big, small, kernel, padding)
+        trunk = residual_trunk(inputs, small, blocks, big, small, kernel)
         self.encoder = nn.Sequential(*trunk, nn.BatchNorm2d(small), nn.ReLU())
         self.mean, self.logvar = (nn.Linear(small * 1024, k) for _ in range(2))
         self.bounded = BoundedLogvar()
@@ -277,10 +312,13 @@ class ResidualEncoder(nn.Module):
 # %% ../nbs/05_networks.ipynb #2a995959
 class ResidualGenerator(nn.Module):
     "Generator: the code becomes one 32×32 map beside the image, then residual blocks."
-    def __init__(self, k, blocks, big, small, kernel, padding):
+    def __init__(self,
+        k,                        # latent dimensions
+        blocks, big, small, kernel, # as in residual_trunk
+    ):
         super().__init__()
         self.fc = nn.Linear(k, 1024)
-        trunk = residual_trunk(4, 3, blocks, big, small, kernel, padding)
+        trunk = residual_trunk(4, 3, blocks, big, small, kernel)
         self.decoder = nn.Sequential(*trunk)
     def features(self, x): return x
     def forward(self, x, z):
@@ -295,16 +333,20 @@ def cifar10_rectangle(
     blocks=4,       # residual blocks of each network
     big=64,         # channels between blocks
     small=16,       # channels inside a block
-    kernel=3,       # width of a convolution
-    padding=1,      # of a convolution
+    kernel=3,       # width of a convolution, odd
 ):
     "Returns the residual CVAE of the paper, for 3×32×32 images."
-    arch = (blocks, big, small, kernel, padding)
+    if check_count(kernel, "kernel") % 2 == 0:
+        raise ValueError(f"kernel must be odd, got {kernel}")
+    arch = (blocks, big, small, kernel)
     return CVAE(ResidualEncoder(3, latent_dim, *arch), ResidualEncoder(6, latent_dim, *arch),
                 ResidualGenerator(latent_dim, *arch), latent_dim, (3, 32, 32))
 
 # %% ../nbs/05_networks.ipynb #a8c3995c
-def double_conv(inputs, outputs, middle=None):
+def double_conv(
+    inputs, outputs, # channels
+    middle=None,     # channels between the two; None: as the outputs
+):
     "Returns two 3×3 convolutions with normalisation."
     middle = middle or outputs
     one = lambda i, o: (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
@@ -313,7 +355,10 @@ def double_conv(inputs, outputs, middle=None):
 # %% ../nbs/05_networks.ipynb #e370e1cf
 class Down(nn.Module):
     "The path down of a U-Net: images -> maps at five scales."
-    def __init__(self, inputs, widths):
+    def __init__(self,
+        inputs, # channels of the images
+        widths, # channels at each scale, from large maps to small
+    ):
         super().__init__()
         sizes = zip((inputs, *widths), widths)
         self.steps = nn.ModuleList(double_conv(i, o) for i, o in sizes)
@@ -326,7 +371,10 @@ class Down(nn.Module):
 # %% ../nbs/05_networks.ipynb #7c68982c
 class Up(nn.Module):
     "One step up: enlarge, put beside the map of that scale, two convolutions."
-    def __init__(self, inputs, outputs, bilinear=True):
+    def __init__(self,
+        inputs, outputs, # channels
+        bilinear=True,   # enlarge by interpolation; False: by transposed convolution
+    ):
         super().__init__()
         self.up = nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2)
         if bilinear: self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
@@ -340,7 +388,12 @@ class Up(nn.Module):
 # %% ../nbs/05_networks.ipynb #7c6e3dc6
 class UNetEncoder(nn.Module):
     "Encoder with a part of the code for each scale, each pooled to a fixed size."
-    def __init__(self, inputs, widths, latents, pools):
+    def __init__(self,
+        inputs,  # channels of the images
+        widths,  # channels at each of five scales, from large maps to small
+        latents, # latent dimensions of each
+        pools,   # (height, width) to which the map of each is pooled for the code
+    ):
         super().__init__()
         self.down = Down(inputs, widths)
         self.conv = nn.ModuleList(nn.Conv2d(w, 16, 1) for w in widths)
@@ -359,7 +412,13 @@ class UNetEncoder(nn.Module):
 # %% ../nbs/05_networks.ipynb #8f36c71c
 class UNetGenerator(nn.Module):
     "U-Net whose map at each scale is joined by the code of that scale."
-    def __init__(self, widths, down_widths, latents, pools, bilinear):
+    def __init__(self,
+        widths,      # channels on the way up at each of five scales, large maps first
+        down_widths, # channels on the way down
+        latents,     # latent dimensions of each scale
+        pools,       # (height, width) of the map that each part of the code becomes
+        bilinear,    # enlarge by interpolation; False: by transposed convolution
+    ):
         super().__init__()
         self.down = Down(3, down_widths)
         self.latents, self.pools = list(latents), [tuple(p) for p in pools]
@@ -389,7 +448,10 @@ def mi_unet(
     pools=((125, 187), (62, 93), (31, 46), (15, 23), (7, 11)), # size of the code's map at each
     bilinear=True, # enlarge by interpolation; False: by transposed convolution
 ):
-    "Returns the U-Net CVAE of the paper (defaults: for its data, 125×187)."
+    """Returns the U-Net CVAE of the paper (defaults: for its data, 125×187). Raises ValueError
+    unless there are five scales."""
+    for name, given in dict(widths=widths, latents=latents, pools=pools).items():
+        if len(given) != 5: raise ValueError(f"{name} must be five, one a scale; got {given}")
     down = (*widths[:4], widths[4] // (2 if bilinear else 1))
     encoder = lambda channels: UNetEncoder(channels, down, latents, pools)
     return CVAE(encoder(3), encoder(6), UNetGenerator(widths, down, latents, pools, bilinear),
@@ -455,7 +517,7 @@ def published_config(
         big, *_, kernel = w["prior.encoder.0.weight"].shape
         small = len(w[f"prior.encoder.{blocks + 3}.weight"])
         return dict(latent_dim=len(w["prior.mean.weight"]), blocks=blocks, big=big,
-                    small=small, kernel=kernel, padding=kernel // 2)
+                    small=small, kernel=kernel)
     if network == "mi_unet":
         bilinear = "generator.up.0.up.weight" not in w
         widths = [len(w[f"generator.down.steps.{i}.0.weight"]) for i in range(5)]
@@ -479,11 +541,12 @@ def load_published(
     name,      # mnist_fc, mnist_conv, mnist_stn, cifar10_rectangle or mi_unet
     **options, # of the network that the shapes do not tell (pools of mi_unet)
 ):
-    """Returns the published CVAE in our networks. Raises ValueError if the file is damaged,
-    unsafe or of another architecture."""
+    """Returns the published CVAE in our networks. Raises FileNotFoundError without the file,
+    ValueError if it is damaged, unsafe or of another architecture."""
     shape, likelihood = published[check_choice(name, "name", published)]
     try:
-        with numpy_scalar(): state = torch.load(path, map_location="cpu", weights_only=True)
+        with numpy_scalar():
+            state = torch.load(as_path(path), map_location="cpu", weights_only=True)
     except FileNotFoundError: raise
     except Exception as e:
         raise ValueError(f"{path} is truncated, not a checkpoint, or holds more than tensors "

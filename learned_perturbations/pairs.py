@@ -339,7 +339,8 @@ def as_pairs(
 ):
     "Returns a source of pairs. Raises TypeError if it cannot be made into one."
     tensors = isinstance(data, (tuple, list)) and len(data) in (2, 3)
-    if tensors and all(isinstance(t, torch.Tensor) and t.ndim != 3 for t in data):
+    tensors = tensors and all(isinstance(t, torch.Tensor) for t in data)
+    if tensors and all(t.ndim != 3 for t in data[:2]):  # 3: one pair, not a batch
         return TensorPairs(*data)
     loader = isinstance(data, DataLoader)
     data = data.dataset if loader else data
@@ -461,7 +462,7 @@ def rts(
 ):
     "Returns pairs of labelled images and the same rotated, translated and scaled."
     found = labelled(split=split, pad=pad, many_classes=True, **kwargs)
-    S, fixed = RTSSet(angle, tuple(scale), shift), fixed if split == "train" else 0
+    S, fixed = RTSSet(angle, scale, shift), fixed if split == "train" else 0
     return with_names(KnownPairs(found.x, S, fixed or None, found.y), found)
 
 # %% ../nbs/02_pairs.ipynb #7bc65f54

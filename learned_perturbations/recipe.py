@@ -132,8 +132,12 @@ def has_ended(
     "Whether a run has ended there. Raises ValueError if it was another run, or none."
     whole, stopped = (here / "config.json").exists(), (here / "checkpoint.pt").exists()
     if not whole and (stopped or not (here / "results.json").exists()): return False
-    results = here / "results.json"
-    check_same(here, read_json(results).get("made", {}) if results.exists() else {}, made)
+    left = [f for f in ("results.json", "model.safetensors") if not (here / f).exists()]
+    again = f"Remove the folder {here} to make the run again"
+    if whole and left: raise ValueError(f"{here} has no {left[0]} any more. {again}")
+    try: old = read_json(here / "results.json")
+    except ValueError as e: raise ValueError(f"{e.__cause__ or e}. {again}") from e
+    check_same(here, old.get("made", {}), made)
     return True
 
 def check_idle(

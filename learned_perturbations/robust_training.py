@@ -40,10 +40,10 @@ from .pairs import Subset, TensorPairs, as_pairs, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
-from .runs import (alone, check_folder, check_same, check_unshared, fill,
-                                        home_of, packaged, read_json, read_weights,
-                                        save_weights, write_json)
-from .sets import ascend, steepest
+from .runs import (alone, as_path, check_folder, check_same,
+                                        check_unshared, fill, home_of, packaged, read_json,
+                                        read_weights, save_weights, write_json)
+from .sets import ascend, check_fits, steepest
 from .training import check_items, step_seconds
 
 # %% ../nbs/11_robust_training.ipynb #511ec572
@@ -67,17 +67,28 @@ class Hardening:
         weight=6.,       # λ of trades and gaussian
         sigma_x=0.,      # of noise on the pixels too, for gaussian
         smoothing=0.,    # share of each label that is spread over all classes
+        erase=0,         # side of a square that is blanked in the images, in pixels
     ):
         self.S, self.radius = S, (
             (S.radius if S is not None else 0.) if radius is None else radius)
         self.ramp, self.steps, self.weight = schedule(ramp), steps, weight
         self.sigma, self.sigma_x, self.smoothing = sigma, sigma_x, smoothing
+        self.erase = erase
         self.held, self.epoch = None, None
 
     def cost(self, z, y):
         "Returns the cross-entropy of logits with the smoothed labels, (B,)."
         values = F.cross_entropy(z, y, reduction="none", label_smoothing=self.smoothing)
         return labelled_mean(values, y)
+
+    def shown(self, x, step):
+        "Returns images, each with a grey square around a random place (cutout)."
+        if not self.erase: return x
+        where = draws.uniform(step.ids, (2, 1), step.seed, "erase", step.epoch)
+        near = lambda n, c: ((torch.arange(n, device=x.device) + .5 - c * n).abs()
+                             < self.erase / 2)
+        rows, columns = map(near, x.shape[2:], where.unbind(1))
+        return x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], .5)
 
     def now(self, step):
         "Returns the radius in use."
@@ -198,6 +209,7 @@ class HardenRecipe(Training):
     sigma_x: float = 0.         # standard deviation of noise on the pixels too, for gaussian
     weight: float = 6.          # λ of trades and gaussian
     smoothing: float = 0.       # share of each label that is spread over all classes
+    erase: int = 0              # side of a grey square in each training image, in pixels
     classifier: str = "digits"  # a name of classifiers, or package.module:function
     classifier_options: dict = field(default_factory=dict) # of that classifier
     begin: str = ""             # classifier whose weights it starts with: a name or a folder
@@ -232,6 +244,7 @@ harden_recipes = known(
     replace(_cifar, name="cifar10-both", method="gaussian", sigma=4., sigma_x=.5,
             begin="cifar10-gaussian", **_short),
     replace(_narrow, name="cifar10-clean-cpu", method="clean"),
+    replace(_narrow, name="cifar10-clean-erase-cpu", method="clean", erase=8),
     *(replace(_narrow, name=f"cifar10-{m}-cpu", method=m, begin="cifar10-clean-cpu",
               **dict(_short, **changes))
       for m, changes in dict(pairs={}, augment={}, gaussian={},
@@ -271,7 +284,8 @@ def check_harden_recipe(r):
                    sigma_x=check_number(r.sigma_x, "sigma_x", within=False),
                    weight=check_number(r.weight, "weight", within=False),
                    smoothing=check_number(r.smoothing, "smoothing", high=1., within=False),
-                   steps=check_count(r.steps, "steps"))
+                   steps=check_count(r.steps, "steps"),
+                   erase=check_count(r.erase, "erase", 0))
     return replace(check_training(r), S=str(r.S), begin=str(r.begin), **numbers)
 
 # %% ../nbs/11_robust_training.ipynb #8f3b3c49
@@ -318,7 +332,9 @@ def count_classes(
     data, # a labelled source
 ):
     "Returns the number of classes of a source. Raises ValueError if it has no labels."
-    if hasattr(data, "classes"): return len(data.classes)
+    if classes := getattr(data, "classes", None):
+        if len(classes) > 1: return len(classes)
+        raise ValueError(f"data has one class, {classes[0]}: a classifier needs two")
     top = 0
     for idx in torch.arange(len(data)).split(1000):
         items = data.batch(idx)
@@ -336,7 +352,7 @@ def harden_loss(
     one = losses[method]
     def loss(net, items, step):
         x, x_tilde, y = items
-        values, z = one(h, net, x, x_tilde, y, step)
+        values, z = one(h, net, h.shown(x, step), h.shown(x_tilde, step), y, step)
         return values, dict(accuracy=labelled_mean((z.argmax(1) == y).float(), y).mean())
     return loss
 
@@ -376,7 +392,7 @@ def another_run(
     kind,   # "network" for sets, or "classifier"
 ):
     "Returns the folder of another run of that name, or the name, where it is no run's."
-    here = Path(folder) / name
+    here = as_path(folder) / name
     return here if (here / "config.json").exists() and name not in packaged(kind) else name
 
 def set_named(name, folder):
@@ -464,14 +480,22 @@ def train_classifier(
     "Returns the trained classifier of a new run, or of one that was interrupted; saves it."
     check_items(data, "data")
     classes, own, made_in = count_classes(data), net is not None, home_of(here)
-    shape = tuple(data.batch(torch.arange(1))[0].shape[1:])
+    one = data.batch(torch.arange(1))[0]
+    shape = tuple(one.shape[1:])
+    if S is not None:
+        with evaluating(S): check_fits(S, one.to(device_of(S)))
+    if asked.erase and asked.erase >= min(shape[1:]):
+        raise ValueError(f"erase must be smaller than the images, which are {shape[1]} × "
+                         f"{shape[2]}; got {asked.erase}")
     net = (check_own(net, data, classes) if own else
            new_classifier(asked, shape, classes, here.parent))
+    if one.dtype != (kind := next(plain_net(net).parameters()).dtype):
+        raise TypeError(f"data has images in {one.dtype}, the classifier numbers in {kind}")
     before = copy.deepcopy(net.state_dict()) if own else None
     at, home = device_of(plain_net(net)), device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
-                  asked.weight, asked.sigma_x, asked.smoothing)
+                  asked.weight, asked.sigma_x, asked.smoothing, asked.erase)
     with frozen(S), evaluating(S):
         r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
         r = HardenRecipe(**r)

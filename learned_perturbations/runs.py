@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['as_path', 'home_of', 'new_file_mode', 'Unwritten', 'naming', 'replacing', 'remove_left', 'plain', 'write_text',
            'as_json', 'write_json', 'read_json', 'check_folder', 'alone', 'check_unshared', 'stored', 'save_weights',
-           'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'check_same', 'summary', 'proportion',
-           'write_results', 'measured']
+           'read_weights', 'save_whole', 'fill', 'packaged', 'find_saved', 'check_same', 'summary', 'wilson',
+           'proportion', 'mean_share', 'write_results', 'measured']
 
 # %% ../nbs/reference/runs.ipynb #2fe0273f
 import json
@@ -325,17 +325,33 @@ def summary(
                 low=float(mean - half), high=float(mean + half))
 
 # %% ../nbs/reference/runs.ipynb #a7c532aa
+def wilson(
+    k, # sum of n numbers between 0 and 1, such as hits
+    n, # how many
+):
+    "Returns mean, n and the mean's 95 % interval (Wilson 1927), a dictionary of floats."
+    z = special.ndtri(.975)
+    middle, half = ((k + z**2 / 2) / (n + z**2),
+                    z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4))
+    return dict(mean=k / n, n=n, low=float(max(0., middle - half)),
+                high=float(min(1., middle + half)))
+
 def proportion(
     hits, # True or False for each example, (N,)
 ):
     "Returns the share of True, n and its 95 % interval (Wilson 1927), a dictionary of floats."
     hits = torch.as_tensor(hits).flatten()
     if not len(hits): raise ValueError("a share of no examples is asked for")
-    n, k, z = len(hits), int(hits.sum()), special.ndtri(.975)
-    middle, half = ((k + z**2 / 2) / (n + z**2),
-                    z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4))
-    return dict(mean=k / n, n=n, low=float(max(0., middle - half)),
-                high=float(min(1., middle + half)))
+    return wilson(int(hits.sum()), len(hits))
+
+def mean_share(
+    shares, # numbers between 0 and 1, one for each example, (N,)
+):
+    """Returns mean, standard deviation, n and the mean's 95 % interval: that of `summary`; of
+    fewer than 30 numbers, or equal ones, Wilson's, as wide as the widest spread asks for."""
+    found = summary(shares)
+    few = found["n"] < 30 or not found["std"]
+    return found | (wilson(found["mean"] * found["n"], found["n"]) if few else {})
 
 # %% ../nbs/reference/runs.ipynb #316c62ee
 def write_results(

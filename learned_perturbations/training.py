@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from . import auto, draws
 from .checks import check_labels, check_number, check_pairs, check_radius
 from .classifiers import plain_net
+from .criteria import encoder_error, squared_error
 from .cvae import LearnedSet, build, likelihoods, networks
 from .devices import device_of, environment, mixed, processes
 from .fingerprints import evenly, fingerprint
@@ -286,8 +287,8 @@ def compare_with_nothing(
     device, sums, n = device_of(S), torch.zeros(2, dtype=torch.double), 0
     for _, x, x_tilde, *_ in islice(batches(val, 64, r.seed), 16):
         x, x_tilde = x.to(device), x_tilde.to(device)
-        shown = S.perturb(S.condition(x), S.project(S.encode(x, x_tilde)))
-        sums += torch.stack([(p - x_tilde).pow(2).sum() for p in (shown, x)]).double().cpu()
+        errors = encoder_error(S, x, x_tilde), squared_error(x, x_tilde)
+        sums += torch.stack([e.sum() for e in errors]).double().cpu()
         n += len(x)
     encoding, nothing = (sums / n).tolist()
     if encoding >= nothing:

@@ -41,5 +41,3 @@ class RandomPoint(v2.Transform):
         with evaluating(self.S): out = self.S.perturb(self.S.condition(x), u)
         out = out[0] if inpt.ndim == 3 else out
         return tv_tensors.wrap(out, like=inpt) if isinstance(inpt, tv_tensors.Image) else out
-
-    _transform = transform  # its name in torchvision before 0.21

@@ -74,8 +74,10 @@ class Cache:
         self.blocks, self.known = torch.arange(len(x)).split(block), {}
         if not folder: return
         note = self.folder / "made.json"
-        made = dict(images=fingerprint(x), n=len(x), block=block, draws=2)  # + 1 if new
-        if note.exists(): check_same(self.folder, read_json(note), made)
+        made = dict(images=fingerprint(x), n=len(x), block=block, draws=3)  # + 1 if new
+        if note.exists():
+            try: check_same(self.folder, read_json(note), made)
+            except ValueError as e: raise ValueError(f"{e}; cache names the folder") from e
         elif any(self.folder.glob("*/*.npy")):
             raise ValueError(f"{self.folder} holds versions of unknown images: {note.name} is "
                              "gone. Remove the folder, or choose another one")

@@ -31,7 +31,7 @@ certified_radii = [0., .25, .5, .75, 1., 1.25, 1.5, 2., 2.5]
 
 def learned(name, folder=None):
     "The set of a name, its training, and its validation and test pairs."
-    from learned_perturbations.cli import run_of, test_pairs  # the other parts do without its libraries
+    from learned_perturbations.saved_runs import run_of, test_pairs  # the other parts do without its libraries
     folder, recipe, run = run_of(Path(folder) if folder else name, "network")
     return LearnedSet.from_pretrained(folder), run, test_pairs(recipe, {}, "val"), test_pairs(recipe, {})
 
