@@ -2,7 +2,8 @@
 
 Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), others, classifiers, hardened, collect
 (what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json). And two-cores: the classifiers that ask for
-no GPU, in the shipped set; they need the cache only.
+no GPU, in the shipped set; fair: those, and a set, that have seen the four corruptions for development only, after two-cores. Both
+need the cache only.
 Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
 found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
 """
@@ -50,7 +51,13 @@ def hardened_runs(o, chosen, seeds=3):
     return [*(run("adversarial", f"-{s}" if s else "", seed=s, radius=chosen["half"]) for s in range(seeds)),
             run("adversarial", "-wide", radius=chosen["most"]), run("augment"), run("gaussian"), run("both")]
 
-cpu_runs = (("clean",), ("pairs", "augment", "adversarial", "gaussian"), ("both",))  # each begins with the weights of one in the group before
+cpu_runs = (("clean", "clean-erase"), ("pairs", "augment", "adversarial", "gaussian"), ("both",))  # each begins with weights of the group before
+
+def fair_runs(o):
+    "What the benchmark's authors allow: a set and classifiers that have seen the four corruptions for development only, on two cores."
+    o, S = dict(o, names=extra), "cifar10-corruptions-extra-cpu"
+    hardened = [("harden", f"cifar10-{m}-cpu", {**o, "name": f"cifar10-{m}-extra-cpu", **more}) for m, more in (("pairs", {}), ("gaussian", dict(S=S)))]
+    return [("train", "cifar10-corruptions-cpu", {**o, "name": S})], hardened
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
@@ -115,6 +122,8 @@ if __name__ == "__main__":
         elif stage == "hardened": at_once(hardened_runs({**data, **a.hard}, chosen(), a.seeds), a.folder, a.jobs)
         elif stage == "two-cores":
             for group in cpu_runs: at_once([("harden", f"cifar10-{m}-cpu", {**data, "name": f"cifar10-{m}-cpu"}) for m in group], a.folder, a.jobs)
+        elif stage == "fair":
+            for runs in fair_runs(data): at_once(runs, a.folder, a.jobs)
         elif stage == "collect": collect(a.folder)
         else: sys.exit(f"no stage {stage}")
         if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
