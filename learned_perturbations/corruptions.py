@@ -476,7 +476,8 @@ class CorruptionPairs(Pairs):
         self.cache = self.held = None
         for name in self.corruptions: self.corrupted(name, torch.arange(1))  # usable?
         if cache:
-            self.cache = Cache(cache, x, self.version)
+            try: self.cache = Cache(cache, x, self.version)
+            except ValueError as e: raise ValueError(f"cache: {e}") from e
             self.cache.fill(self.corruptions, self.severity)
 
     def __len__(self): return len(self.x)

@@ -353,10 +353,18 @@ def conformal(
     pairs that the radius holds."""
     val, test = calibration_parts(S, val, test, calibration)
     n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), device_of(S)
-    def get(source, idx):  # else pair i of both would have one and the same perturbation
-        other = seed + (source is val)
-        return [t.to(device) for t in source.batch(idx, seed=other)[:2]]
+    def drawn_by(source):  # else pair i of both would have one and the same perturbation
+        return seed + (source is val)
+    def get(source, idx):
+        return [t.to(device) for t in source.batch(idx, seed=drawn_by(source))[:2]]
     def encoding_error(idx): return encoder_error(S, *get(val, idx))
+    others = torch.arange(max(n, len(val) - 1000), len(val)).split(100)
+    with torch.no_grad(): error = torch.cat([encoding_error(idx) for idx in others])
+    def norms_found(source, count, tau, part):
+        made = dict(S=fingerprint(S), radius=S.radius, tau=tau, pairs=fingerprint(source),
+                    seed=drawn_by(source)) if path else {}
+        work = lambda idx: dict(r=smallest_norm(S, *get(source, idx), tau))
+        return in_rows(work, count, path and f"{path}.{part}.{tau:.6g}", made, 125, part)["r"]
     def row(a):
         tau = float(f"{error.quantile(1 - a / 2).item():.6g}")  # the same after a stop
         said = dict(promised=1 - a, tau=tau, calibration=n)
@@ -365,13 +373,6 @@ def conformal(
         radius = conformal_radius(norms_found(val, n, tau, "calibration"), a)
         held = proportion(norms_found(test, m, tau, "check") <= radius)
         return said | dict(radius=radius, held=held)
-    others = torch.arange(max(n, len(val) - 1000), len(val)).split(100)
-    with torch.no_grad(): error = torch.cat([encoding_error(idx) for idx in others])
-    def norms_found(source, count, tau, part):
-        made = dict(S=fingerprint(S), radius=S.radius, tau=tau, pairs=fingerprint(source),
-                    seed=seed) if path else {}
-        work = lambda idx: dict(r=smallest_norm(S, *get(source, idx), tau))
-        return in_rows(work, count, path and f"{path}.{part}.{tau:.6g}", made, 125, part)["r"]
     return [row(a) for a in misses]
 
 # %% ../nbs/08_evaluation.ipynb #e966dc96

@@ -26,8 +26,8 @@ from . import draws
 from .checks import (check_choice, check_count, check_labels,
                                           check_number, check_seed)
 from .image_files import (ImageFiles, check_channels, check_size,
-                                               class_files, is_hidden, list_folders,
-                                               list_images, some, warn_aspect)
+                                               class_files, list_images, some,
+                                               visible_folders, warn_aspect)
 from .runs import as_path
 
 # %% ../nbs/reference/labelled_images.ipynb #c49e9532
@@ -237,9 +237,8 @@ def check_parts(
 ):
     "Raises ValueError for a folder that looks like a part and would be left out, or a class."
     word = re.compile("train(ing)?|val(id|idation)?|test(ing|s)?", re.IGNORECASE)
-    for here in list_folders(root):
-        holds = [p for p in here.iterdir() if p.is_dir() and not is_hidden(p.name)]
-        if here.name not in parts and word.fullmatch(here.name) and holds:
+    for here in visible_folders(root):
+        if here.name not in parts and word.fullmatch(here.name) and visible_folders(here):
             raise ValueError(f"{here} has folders in it, as a part of the data has: parts are "
                              "called train, val and test, and train is one of them")
 
@@ -253,8 +252,9 @@ def from_folder(
     check_parts(root, splits if parted else ())
     apart = [s for s in ("val", "test") if not (parted and (root / s).is_dir())]
     own = check_split(split) != "train" and split not in apart
-    here, classes = root / split if own else base, list(class_files(base))
-    found = class_files(here)
+    here, found = root / split if own else base, class_files(base)
+    classes = list(found)
+    if own: found = class_files(here)
     if unknown := sorted({*found} - {*classes}):
         raise ValueError(f"{here} has classes that {base} has not: {some(unknown)}")
     turns = sorted((k, classes.index(c), p) for c, paths in found.items()

@@ -136,7 +136,8 @@ def has_ended(
     again = f"Remove the folder {here} to make the run again"
     if whole and left: raise ValueError(f"{here} has no {left[0]} any more. {again}")
     try: old = read_json(here / "results.json")
-    except ValueError as e: raise ValueError(f"{e.__cause__ or e}. {again}") from e
+    except ValueError as e:
+        raise ValueError(f"{here / 'results.json'} is broken. {again}") from e
     check_same(here, old.get("made", {}), made)
     return True
 

@@ -7,8 +7,8 @@ __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'cle
            'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
            'check_harden_recipe', 'frozen', 'LabelledItems', 'labelled_pairs', 'count_classes', 'harden_loss',
            'check_learned', 'match_set', 'another_run', 'set_named', 'begun_with', 'set_and_data', 'complete_harden',
-           'harden', 'train_classifier', 'load_hardened', 'check_trainable', 'check_own', 'new_classifier',
-           'save_hardened']
+           'harden', 'train_classifier', 'load_hardened', 'check_trainable', 'check_first', 'check_own',
+           'new_classifier', 'save_hardened']
 
 # %% ../nbs/11_robust_training.ipynb #7d5828d7
 import copy
@@ -481,12 +481,7 @@ def train_classifier(
     check_items(data, "data")
     classes, own, made_in = count_classes(data), net is not None, home_of(here)
     one = data.batch(torch.arange(1))[0]
-    shape = tuple(one.shape[1:])
-    if S is not None:
-        with evaluating(S): check_fits(S, one.to(device_of(S)))
-    if asked.erase and asked.erase >= min(shape[1:]):
-        raise ValueError(f"erase must be smaller than the images, which are {shape[1]} × "
-                         f"{shape[2]}; got {asked.erase}")
+    shape = check_first(one, asked.erase, S)
     net = (check_own(net, data, classes) if own else
            new_classifier(asked, shape, classes, here.parent))
     if one.dtype != (kind := next(plain_net(net).parameters()).dtype):
@@ -547,6 +542,20 @@ def check_trainable(
         raise ValueError("net has lazy layers without weights: call it once on an image")
     if not any(p.requires_grad for p in net.parameters()):
         raise ValueError("net has no weights to train: none of its parameters requires_grad")
+
+def check_first(
+    one,   # the first image, (1, C, H, W)
+    erase, # of the recipe
+    S,     # the set, or None
+):
+    "Returns its shape, (C, H, W); raises ValueError if set or recipe cannot take it."
+    if S is not None:
+        with evaluating(S): check_fits(S, one.to(device_of(S)))
+    shape = tuple(one.shape[1:])
+    if erase and erase >= min(shape[1:]):
+        raise ValueError(f"erase must be smaller than the images, which are {shape[1]} × "
+                         f"{shape[2]}; got {erase}")
+    return shape
 
 def check_own(
     net,     # a classifier that harden was given

@@ -23,7 +23,8 @@ def is_shipped(
     here, # folder of a run
 ):
     "Returns whether it comes with the package."
-    return here.resolve() in (*packaged("network").values(), *packaged("classifier").values())
+    kept = (*packaged("network").values(), *packaged("classifier").values())
+    return here.resolve() in [p.resolve() for p in kept]
 
 def paths_of(
     run, # recipe of a run, a dictionary
@@ -164,6 +165,7 @@ def newest_results(
     """Returns the newest of the results files of that kind that are about this set and the
     run's own data, in a list, which is empty if there is none."""
     paths = sorted(Path(folder).glob(f"{stem}-*.json"), key=lambda p: p.stat().st_mtime)
-    asked = [(r, r["asked"]) for r in map(read_json, paths)]
-    about = [r for r, a in asked if a["S"] == fingerprint(S) and not a.get("data")]
+    mine = fingerprint(S)
+    about = [r for r in map(read_json, paths)
+             if r["asked"]["S"] == mine and not r["asked"].get("data")]
     return about[-1:]

@@ -75,9 +75,7 @@ class Cache:
         if not folder: return
         note = self.folder / "made.json"
         made = dict(images=fingerprint(x), n=len(x), block=block, draws=3)  # + 1 if new
-        if note.exists():
-            try: check_same(self.folder, read_json(note), made)
-            except ValueError as e: raise ValueError(f"{e}; cache names the folder") from e
+        if note.exists(): check_same(self.folder, read_json(note), made)
         elif any(self.folder.glob("*/*.npy")):
             raise ValueError(f"{self.folder} holds versions of unknown images: {note.name} is "
                              "gone. Remove the folder, or choose another one")
