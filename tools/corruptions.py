@@ -4,7 +4,7 @@ python tools/corruptions.py --set runs/cifar10-corruptions --classifiers runs/ci
 
 --data is an .npz file with x, y, x_test, y_test, of which the source "corruptions" holds out a tenth of x; or an .npz or .pt file with x_train, y_train, x_test,
 y_test, of which the last tenth of x_train was held out; uint8 images (N, 32, 32, 3), with x_train also (N, 3, 32, 32). PART is one or more of prepare, quality, points,
-promise, benchmark, small, work, certify, joint, ceiling, gap (default: all, in this order), or short, which is benchmark at severity 5 only; with --jobs N they run as N processes side by side. What is already in the results files
+promise, benchmark, small, work, certify, joint, ceiling, gap (default: all, in this order), or short, which is benchmark at severity 5 only, or balls, which certifies every classifier in the balls that hold --shares of the encodings; with --jobs N they run as N processes side by side. What is already in the results files
 and made from the same weights, images and settings is left as it is, so it can be stopped and started again.
 """
 import argparse
@@ -34,7 +34,7 @@ from learned_perturbations.sets import norms
 from learned_perturbations.suite import attack_suite, start_names
 
 seed = 1  # of everything random here: other fogs and frosts than the set and the classifiers were trained with
-parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "work", "short", "certify", "joint", "ceiling", "gap")
+parts = ("prepare", "quality", "points", "promise", "benchmark", "small", "work", "short", "certify", "balls", "joint", "ceiling", "gap")
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -281,38 +281,56 @@ def one_benchmark(c, folder):
 
 # ---- d: certificates ----------------------------------------------------------------------------------------------------------------------------------
 
-def noise(c, share):
-    "Returns the radius that holds this share of the encodings of the first 1,000 images, and the noise that certifies it at most with 10,000 draws."
+def noise(c, share, n=10_000):
+    "Returns the radius that holds this share of the encodings of the first 1,000 images, and the noise that certifies it at most with n draws."
     if not hasattr(c, "norms"):
         c.norms = torch.cat([*encoding_norms(c.S, c.test, c.seen, n=1000).values()])
     radius = c.norms.quantile(share).item()
-    return radius, noise_for_radius(radius, 10_000)
+    return radius, noise_for_radius(radius, n)
+
+class Smoothed:
+    "One classifier's certificates for the first m test images; interrupted ones go on."
+    def __init__(self, c, folder, m):
+        self.c, self.name, self.net, self.m = c, Path(folder).name, c.classifier(folder), m
+        self.x, self.y, self.how = c.floats(c.x[:m]), c.y[:m], dict(seed=seed, precision=c.a.precision)
+    def certify(self, sigma, *what, **more):
+        path = Path(self.c.a.work) / "certificates" / ("-".join(map(str, (self.c.name, self.name, self.m, sigma, *what))) + ".jsonl")
+        e = certify(self.net, self.c.S, self.x, sigma, path=path, **self.how, **more)
+        return e, e.prediction.cpu() == self.y
+    def level(self, sigma, radii):
+        "Fixed certificates at one noise level as a curve, adaptive ones at each radius beside them."
+        n = self.c.a.draws
+        fixed, right = self.certify(sigma, n, n=n)
+        at = torch.linspace(0, 4 * sigma, 41)
+        def asked(r):
+            e, ours = self.certify(sigma, "adaptive", r, n=10 * n, radius=r, adaptive=True)
+            return dict(radius=r, accuracy=proportion(ours & (e.radius.cpu() >= r)), fixed=proportion(right & (fixed.radius.cpu() >= r)), draws=e.draws.double().mean().item(), most_draws=int(e.draws.max()))
+        return dict(sigma=sigma, abstained=proportion(fixed.prediction.cpu() < 0), draws=n + 100,
+                    curve=dict(radii=at.tolist(), accuracy=certified_accuracy(fixed, self.y.to(self.x.device), at).tolist()), adaptive=[asked(r) for r in radii])
 
 def certificates(c):
     "Smoothing in the set: certified accuracy against radius, adaptive beside fixed, and the smoothed answer on corrupted images."
     a, m = c.a, min(c.a.searched, len(c.test))
     folder = c.first(a.smooth, "gaussian", "augment")
-    net = c.classifier(folder)
-    x, y = c.floats(c.x[:m]), c.y[:m]
-    how, predicted, votes = dict(seed=seed, precision=a.precision), min(a.predicted or m, m), min(100, a.draws)
-    def kept(*what): return Path(a.work) / "certificates" / ("-".join(map(str, (c.name, Path(folder).name, m, *what))) + ".jsonl")  # an interrupted one goes on
-    def level(sigma):
-        fixed = certify(net, c.S, x, sigma, n=a.draws, path=kept(sigma, a.draws), **how)
-        at = torch.linspace(0, 4 * sigma, 41)
-        right = (fixed.prediction.cpu() == y)
-        def asked(r):
-            e = certify(net, c.S, x, sigma, n=10 * a.draws, radius=r, adaptive=True, path=kept(sigma, "adaptive", r), **how)
-            ours = (e.prediction.cpu() == y) & (e.radius.cpu() >= r)
-            return dict(radius=r, accuracy=proportion(ours), fixed=proportion(right & (fixed.radius.cpu() >= r)), draws=e.draws.double().mean().item(), most_draws=int(e.draws.max()))
-        def smoothed(name):
-            v, y = c.floats((c.x if name == "clean" else c.test.corrupted(name, 5))[:predicted]), c.y[:predicted]
-            p = predict(net, c.S, v, sigma, n=votes, **how).cpu()
-            return dict(seen=name in c.seen, accuracy=proportion(p == y), abstained=proportion(p < 0), plain=proportion(scores(net, (255 * v).round().byte()).argmax(1).cpu() == y))
-        return dict(sigma=sigma, abstained=proportion(fixed.prediction.cpu() < 0), draws=a.draws + 100,
-                    curve=dict(radii=at.tolist(), accuracy=certified_accuracy(fixed, c.y[:m].to(x.device), at).tolist()),
-                    adaptive=[asked(s * sigma) for s in (1., 2.)], predict={n: smoothed(n) for n in ("clean", *names)})
-    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(net), name=Path(folder).name, certified=m, draws=a.draws, sigmas=a.sigmas, predicted=predicted, votes=votes, precision=a.precision),
-                    lambda: dict(training=net.results, levels=[level(s) for s in a.sigmas]))
+    s, predicted, votes = Smoothed(c, folder, m), min(a.predicted or m, m), min(100, a.draws)
+    def smoothed(sigma, name):
+        v, y = c.floats((c.x if name == "clean" else c.test.corrupted(name, 5))[:predicted]), c.y[:predicted]
+        p = predict(s.net, c.S, v, sigma, n=votes, **s.how).cpu()
+        return dict(seen=name in c.seen, accuracy=proportion(p == y), abstained=proportion(p < 0), plain=proportion(scores(s.net, (255 * v).round().byte()).argmax(1).cpu() == y))
+    def level(sigma): return dict(s.level(sigma, (sigma, 2 * sigma)), predict={n: smoothed(sigma, n) for n in ("clean", *names)})
+    return measured(c.out / f"{c.name}-certified.json", c.made_of(classifier=fingerprint(s.net), name=s.name, certified=m, draws=a.draws, sigmas=a.sigmas, predicted=predicted, votes=votes, precision=a.precision),
+                    lambda: dict(training=s.net.results, levels=[level(sigma) for sigma in a.sigmas]))
+
+def certified_balls(c):
+    "For every classifier, certified accuracy in the balls that hold a share of the encodings, with the noise that reaches their radii when all draws agree."
+    a, m = c.a, min(c.a.searched, len(c.test))
+    for folder in a.classifiers:
+        s = Smoothed(c, folder, m)
+        def level(share):
+            radius, sigma = noise(c, share, a.draws)
+            return dict(share=share, radius=radius, **s.level(sigma, (radius / 2, radius)))
+        measured(c.out / f"{s.name}-balls.json", c.made_of(classifier=fingerprint(s.net), name=s.name, certified=m, draws=a.draws, shares=a.shares, precision=a.precision),
+                 lambda: dict(training=s.net.results, levels=[level(share) for share in a.shares]))
 
 def joint(c):
     "Latent and pixels together: how many real corrupted images lie inside the certified region of their own clean image."
@@ -410,12 +428,12 @@ def prepare(c):
 
 def main():
     a = arguments()
-    asked = a.parts or [part for part in parts if part != "short"]  # benchmark holds what short would measure again
+    asked = a.parts or [part for part in parts if part not in ("short", "balls")]  # benchmark holds what short would measure again
     if wrong := {*asked} - {*parts}: raise SystemExit(f"no part {', '.join(wrong)}; there are {', '.join(parts)}")
     Path(a.out).mkdir(parents=True, exist_ok=True)
     if a.jobs > 1: return side_by_side(a, asked)
     c = Setup(a)
-    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, joint=joint, gap=gap, small=small, work=work, short=short, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
+    run = dict(prepare=prepare, quality=quality, points=points, promise=promise, certify=certificates, balls=certified_balls, joint=joint, gap=gap, small=small, work=work, short=short, ceiling=ceiling, benchmark=lambda c: [one_benchmark(c, f) for f in a.classifiers])
     for part in asked:
         start = time.time()
         run[part](c)
