@@ -2,8 +2,8 @@
 
 Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), others, classifiers, hardened, collect
 (what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json). And two-cores: the classifiers that ask for
-no GPU, in the shipped set; fair: those, and a set, that have seen the four corruptions for development only, after two-cores. Both
-need the cache only.
+no GPU, in the shipped set; fair: those, and a set, that have seen the four corruptions for development only, after two-cores; variants:
+of latent noise and of random points, after both. They need the cache only.
 Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
 found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
 """
@@ -58,6 +58,12 @@ def fair_runs(o):
     o, S = dict(o, names=extra), "cifar10-corruptions-extra-cpu"
     hardened = [("harden", f"cifar10-{m}-cpu", {**o, "name": f"cifar10-{m}-extra-cpu", **more}) for m, more in (("pairs", {}), ("gaussian", dict(S=S)))]
     return [("train", "cifar10-corruptions-cpu", {**o, "name": S})], hardened
+
+def variant_runs(o):
+    "Latent noise without the demand for equal answers, in the set of the twelve and in that of the four, and of more noise; random points of a small ball."
+    run = lambda method, name, **more: ("harden", f"cifar10-{method}-cpu", {**o, "name": f"cifar10-{method}-{name}-cpu", **more})
+    return [run("gaussian", "free", weight=0.), run("gaussian", "free-extra", weight=0., names=extra, S="cifar10-corruptions-extra-cpu"),
+            run("gaussian", "sigma2", sigma=2.), run("gaussian", "sigma4", sigma=4.), run("augment", "small", radius=2.)]
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
@@ -124,6 +130,7 @@ if __name__ == "__main__":
             for group in cpu_runs: at_once([("harden", f"cifar10-{m}-cpu", {**data, "name": f"cifar10-{m}-cpu"}) for m in group], a.folder, a.jobs)
         elif stage == "fair":
             for runs in fair_runs(data): at_once(runs, a.folder, a.jobs)
+        elif stage == "variants": at_once(variant_runs(data), a.folder, a.jobs)
         elif stage == "collect": collect(a.folder)
         else: sys.exit(f"no stage {stage}")
         if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
