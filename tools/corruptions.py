@@ -4,7 +4,7 @@ python tools/corruptions.py --set runs/cifar10-corruptions --classifiers runs/ci
 
 --data is an .npz file with x, y, x_test, y_test, of which the source "corruptions" holds out a tenth of x; or an .npz or .pt file with x_train, y_train, x_test,
 y_test, of which the last tenth of x_train was held out; uint8 images (N, 32, 32, 3), with x_train also (N, 3, 32, 32). PART is one or more of prepare, quality, points,
-promise, benchmark, small, work, certify, joint, ceiling, gap (default: all, in this order), or short, which is benchmark at severity 5 only, or balls, which certifies every classifier in the balls that hold --shares of the encodings; with --jobs N they run as N processes side by side. What is already in the results files
+promise, benchmark, small, work, certify, joint, ceiling, gap (default: all, in this order), or short, which is benchmark of the corruptions alone, or balls, which certifies every classifier in the balls that hold --shares of the encodings; with --jobs N they run as N processes side by side. What is already in the results files
 and made from the same weights, images and settings is left as it is, so it can be stopped and started again.
 """
 import argparse
@@ -62,6 +62,7 @@ def arguments():
     p.add_argument("--joint", nargs="*", default=["0.5:0.25", "0.9:0.25", "0.9:0.5"], help="SHARE:SIGMA_X: noise for the radius that holds this share of encodings, and on pixels")
     p.add_argument("--predicted", type=int, default=0, help="images for the smoothed answer on every corruption; 0: as --searched")
     p.add_argument("--sigmas", nargs="*", type=float, default=[.5, 1., 2.], help="noise in u of the certificates")
+    p.add_argument("--severities", nargs="*", type=int, default=[5], help="of the part short")
     p.add_argument("--precision", default="auto", help="of the certified classifier")
     p.add_argument("--chunk", type=int, default=2000, help="images at a time")
     return p.parse_args()
@@ -391,13 +392,13 @@ def work(c, radius=1.):
         measured(c.out / f"{name}-work.json", made, compute)
 
 def short(c):
-    "The benchmark in short, for every classifier: corruptions at severity 5 only."
+    "The benchmark in short, for every classifier: corruptions only, at severity 5 if no others are asked for."
     for folder in c.a.classifiers:
         net, name = c.classifier(folder), Path(folder).name
         def compute():
-            b = benchmark(net, "cifar10", "corruptions", c.test, name, severities=(5,), seed=seed)
+            b = benchmark(net, "cifar10", "corruptions", c.test, name, severities=c.a.severities, seed=seed)
             return dict(training=net.results, parameters=sum(p.numel() for p in net.parameters()), **b._asdict())
-        measured(c.out / f"{name}-short.json", c.made_of(classifier=fingerprint(net), severities=[5]), compute)
+        measured(c.out / f"{name}-short.json", c.made_of(classifier=fingerprint(net), severities=c.a.severities), compute)
 
 # ---- e: the generator gap -----------------------------------------------------------------------------------------------------------------------------
 
