@@ -54,10 +54,13 @@ def resident(
     pairs,  # a source of items
     device, # torch.device
 ):
-    "Returns the source with what it holds on a GPU, where it can go there and there is room."
+    "Returns the source with what it holds on a GPU, if that leaves half of the room there."
     if device.type != "cuda" or not hasattr(pairs, "to"): return pairs
-    try: return pairs.to(device)
+    room = lambda: torch.cuda.mem_get_info(device)[0]
+    before = room()
+    try: there = pairs.to(device)
     except torch.OutOfMemoryError: return pairs
+    return there if room() >= before / 2 else pairs
 
 # %% ../nbs/reference/loop.ipynb #84b1b1b4
 def ahead(
@@ -237,7 +240,9 @@ class Loop:
         state = dict(model=self.net.state_dict(), optimizer=self.optimizer.state_dict(),
                      average=self.average and self.average.state_dict(), place=place,
                      good=self.watch.good & self.finite())
-        state = recursively_apply(lambda t: t.detach().clone(), state)
+        try: state = recursively_apply(lambda t: t.detach().clone(), state)
+        except torch.OutOfMemoryError:  # no room for a copy: the device waits
+            state = recursively_apply(lambda t: t.detach().to("cpu", copy=True), state)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied: copied.record()
         self.writing = self.pool.submit(save_checkpoint, self.path,
@@ -318,7 +323,11 @@ class Loop:
         for group in self.optimizer.param_groups: group["lr"] = self.rate(progress)
         logs = self.gradients_that_fit(loss, ids, whole, items, progress)
         if r.clip: nn.utils.clip_grad_norm_(self.net.parameters(), r.clip)
-        self.optimizer.step(); self.optimizer.zero_grad()
+        try: self.optimizer.step()
+        except torch.OutOfMemoryError as e:  # the first step, which makes its two numbers
+            raise RuntimeError(f"{r.name}: the optimiser's two numbers for each weight do not "
+                               "fit in memory; take a smaller network") from e
+        self.optimizer.zero_grad()
         if self.average: self.add_to_average()
         for k, v in logs.items(): p["sums"][k] = p["sums"].get(k, 0) + v
         p["count"] += 1
