@@ -356,14 +356,15 @@ def joint(c):
                     lambda: dict(training=net.results, settings=[setting(*s) for s in settings]))
 
 def ceiling(c, settings=((1., .25), (4., .25), (4., .5)), n=100_000, alpha=.001):
-    "What latent and pixels together could hold, at the points a search finds: the share of real corrupted images inside the largest region that n draws certify if every one of them agrees."
+    "What latent and pixels together could hold, at the points a search finds: the share of real corrupted images inside the largest region that n draws certify if every one of them agrees; at the set's centre, u = 0; and, without a set, around the image itself."
     from scipy.special import ndtri
     m, reach = min(c.a.searched, len(c.test)), float(ndtri(alpha**(1 / n)))
     versions = {(name, s): c.test.corrupted(name, s)[:m] for name in c.seen for s in (1, 5)}
+    far = {k: torch.cat([squared_error(p, q).cpu() for p, q in c.chunks(c.x[:m], v)]) for k, v in versions.items()}
     def setting(sigma, sigma_x):
         at = [joint_distance(c.S, p, q, sigma, sigma_x, steps=20) for p, q in c.chunks(c.x[:m].repeat(len(versions), 1, 1, 1), torch.cat(list(versions.values())))]
         best, zero = (torch.cat(v).cpu().view(-1, m) for v in zip(*at))
-        rows = [dict(corruption=name, severity=s, inside=proportion(b <= reach**2), pixels=proportion(z <= reach**2), reach=b.sqrt().median().item()) for (name, s), b, z in zip(versions, best, zero)]
+        rows = [dict(corruption=name, severity=s, inside=proportion(b <= reach**2), pixels=proportion(z <= reach**2), around=proportion(far[name, s] / sigma_x**2 <= reach**2), reach=b.sqrt().median().item()) for (name, s), b, z in zip(versions, best, zero)]
         return dict(sigma=sigma, sigma_x=sigma_x, rows=rows)
     return measured(c.out / f"{c.name}-ceiling.json", c.made_of(searched=m, settings=settings, draws=n, alpha=alpha), lambda: dict(reach=reach, settings=[setting(*s) for s in settings]))
 
