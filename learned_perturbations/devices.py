@@ -30,9 +30,8 @@ from .checks import check_choice
 def processes():
     """Returns accelerate's state: which process this is, of how many, and its device. Raises
     RuntimeError if they are strangers."""
-    # without a GPU they talk through the CPU
-    on_cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu)
+    # other devices than CUDA's lack float64; without a GPU processes talk through the CPU
+    state = PartialState(cpu=not torch.cuda.is_available())
     if int(os.environ.get("WORLD_SIZE", 1)) == state.num_processes: return state
     raise RuntimeError("accelerate was started as a single process here: "
                        "call PartialState(cpu=True) first, or run one process")

@@ -185,7 +185,10 @@ class Loop:
         self.device, self.several = self.state.device, self.state.num_processes > 1
         if self.device.type == "cpu": keep_memory()
         self.look = 100 if self.device.type == "cuda" else 10  # steps from look to look
+        self.kinds = {}  # of layers that are others while several processes train
         if self.several and self.device.type == "cuda":
+            self.kinds = {k: type(m) for k, m in net.named_modules()
+                          if isinstance(m, nn.modules.batchnorm._BatchNorm)}
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         self.net = ready(net, r)
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=0., fused=True,
@@ -245,6 +248,7 @@ class Loop:
             state = recursively_apply(lambda t: t.detach().to("cpu", copy=True), state)
         copied = torch.cuda.Event() if self.device.type == "cuda" else None
         if copied: copied.record()
+        self.fits = 0  # the copy takes room
         self.writing = self.pool.submit(save_checkpoint, self.path,
                                         dict(state, made=self.made), copied)
 
@@ -328,6 +332,7 @@ class Loop:
             raise RuntimeError(f"{r.name}: the optimiser's two numbers for each weight do not "
                                "fit in memory; take a smaller network") from e
         self.optimizer.zero_grad()
+        if not p["count"]: self.fits = 0  # the optimiser's numbers take room
         if self.average: self.add_to_average()
         for k, v in logs.items(): p["sums"][k] = p["sums"].get(k, 0) + v
         p["count"] += 1
@@ -382,6 +387,10 @@ class Loop:
         "Puts the averaged weights in place, if there are any, and returns the history."
         self.written()
         if self.average: self.net.load_state_dict(self.average.state_dict())
+        for name, kind in self.kinds.items():
+            layer = self.net.get_submodule(name)
+            layer.__class__ = kind
+            del layer.process_group
         self.net.eval()
         return self.place["history"]
 

@@ -147,7 +147,8 @@ def adversarial(h, net, x, x_tilde, y, step):
 def trades(h, net, x, x_tilde, y, step):
     "Asks for the image's class, and for the same answer at another point (Zhang et al. 2019)."
     inner = plain_net(net)
-    with torch.no_grad(), evaluating(inner): p = logits(inner, x).softmax(1)
+    # under no_grad autocast would keep casts that lead to no weights (PyTorch before 2.10)
+    with evaluating(inner): p = logits(inner, x).detach().softmax(1)
     images = h.worst(net, x, step, lambda q: divergence(q, p, y))
     values, z = answer(h, net, x, y)
     worst = logits(net, images)

@@ -290,7 +290,8 @@ def find_saved(
         raise FileNotFoundError(f"no folder {name!r} here, and no such id to be had from the "
                                 f"Hugging Face Hub: "
                                 f"{(str(e).splitlines() or [type(e).__name__])[0]}") from e
-    if foreign := [v for v in read_json(here / "config.json").values() if ":" in str(v)]:
+    config, kinds = read_json(here / "config.json"), ("network", "likelihood", "classifier")
+    if foreign := [config[k] for k in kinds if ":" in str(config.get(k, ""))]:
         raise ValueError(f"{name} names code of its author's, {foreign[0]}: download it and "
                          "load it from its folder if you trust it")
     return here

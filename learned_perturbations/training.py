@@ -254,8 +254,8 @@ def finish_set(
     for q in S.posteriors(val, r.seed):  # both from one pass
         norms.append(q.m.norm(dim=1))
         kl = kl + q.kl.sum(0)
-    norms, used = torch.cat(norms).double().cpu(), int((kl / len(val) > .01).sum())
-    S.radius = check_radius(norms.quantile(r.radius_share).item())
+    norms, used = torch.cat(norms).cpu().double(), int((kl / len(val) > .01).sum())
+    S.radius = check_radius(norms.quantile(r.radius_share, interpolation="higher").item())
     return S, dict(radius=S.radius, share=r.radius_share, max=norms.max().item(),
                    p999=norms.quantile(.999).item(), n=len(norms), active=used)
 
