@@ -341,8 +341,9 @@ def load_classifier(
     config, weights = read_json(folder / "config.json"), folder / "model.safetensors"
     if not isinstance(config, dict) or "classifier" not in config:
         raise ValueError(f"{folder / 'config.json'} does not describe a classifier")
-    net = build_classifier(config["classifier"], config["shape"], config["classes"],
-                           many_classes=True, **config["options"])
+    with torch.random.fork_rng(devices=[]):  # of the weights that are replaced
+        net = build_classifier(config["classifier"], config["shape"], config["classes"],
+                               many_classes=True, **config["options"])
     net, results = fill(net, read_weights(weights), weights).eval(), folder / "results.json"
     net.results = read_json(results) if results.exists() else {}
     return net

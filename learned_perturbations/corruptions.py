@@ -31,7 +31,7 @@ from .filters import (Noise, correlate, disk, each, eight_bits,
 from .fingerprints import fingerprint
 from .labelled_images import (check_data, check_split, hold_out,
                                                    load_images, named)
-from .pairs import Pairs
+from .pairs import Pairs, borrowed
 from .registry import Registry
 from .runs import as_path
 from .versions import (Cache, cifar10, cifar10_c, cifar10_sample,
@@ -320,15 +320,18 @@ def check_output(
 def one_by_one(
     f, # image (3, H, W) -> image; gets severity and seed if it has parameters of that name
 ):
-    "Makes a function of one image a corruption of a batch."
+    "Makes a function of one image a corruption of a batch; seeded where it draws."
     wanted = {"severity", "seed"} & set(inspect.signature(f).parameters)
     def corruption(x, severity, noise):
         done = []
-        for p, seed in zip(x, noise.integers(2**31, "seed").tolist()):
-            given = dict(severity=severity, seed=seed)
-            out = f(p.clone(), **{k: given[k] for k in wanted})
-            if isinstance(out, np.ndarray): out = torch.from_numpy(out)
-            done.append(check_output(out, p, f).to(p))
+        with borrowed() as start:
+            for p, seed in zip(x, noise.integers(2**31, "seed").tolist()):
+                start(seed)
+                given = dict(severity=severity, seed=seed)
+                out = f(p.clone(), **{k: given[k] for k in wanted})
+                if isinstance(out, np.ndarray):
+                    out = torch.from_numpy(np.ascontiguousarray(out))
+                done.append(check_output(out, p, f).to(p))
         return torch.stack(done)
     corruption.checked = True
     return corruption

@@ -280,7 +280,8 @@ class LearnedSet(PerturbationSet, ModelHubMixin):
         if not isinstance(config, dict) or not needed <= set(config):
             raise ValueError(f"{folder / 'config.json'} does not describe a set: it needs "
                              f"{', '.join(sorted(needed))}")
-        cvae = build(config["network"], config["shape"], **config["options"])
+        with torch.random.fork_rng(devices=[]):  # of the weights that are replaced
+            cvae = build(config["network"], config["shape"], **config["options"])
         cvae.likelihood = config["likelihood"]  # looked up where it is needed: in training
         S = cls(fill(cvae, read_weights(weights), weights),
                 config["radius"], config.get("dims"))

@@ -318,7 +318,8 @@ def labelled_pairs(
         x, y, *x_tilde = data
         check_labels(y, len(check_images(x)))
         if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
-        return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
+        x, x_tilde = x.detach(), (x_tilde[0] if x_tilde else x).detach()
+        return TensorPairs(x, x_tilde, y)
     if hasattr(data, "batch"): return data
     if isinstance(data, DataLoader): data = data.dataset
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
@@ -367,9 +368,10 @@ def check_learned(
 ):
     "Warns if the accuracy in training stayed at chance, and says where to go."
     accuracy = history[-1]["accuracy"]
-    if accuracy > 1.5 / classes or h.S is None or steps < 50: return
+    chance = 1 / classes
+    if accuracy > chance + .05 * (1 - chance) or h.S is None or steps < 50: return
     warnings.warn(f"{r.name}: accuracy in training stayed at {accuracy:.0%}, chance is "
-                  f"{1 / classes:.0%}: the ball of radius {h.radius:.2f} is too large to "
+                  f"{chance:.0%}: the ball of radius {h.radius:.3g} is too large to "
                   f"learn in. Try radius={h.radius / 4:.2g}", stacklevel=3)
 
 # %% ../nbs/11_robust_training.ipynb #a3756167
@@ -488,6 +490,7 @@ def train_classifier(
     if one.dtype != (kind := next(plain_net(net).parameters()).dtype):
         raise TypeError(f"data has images in {one.dtype}, the classifier numbers in {kind}")
     before = copy.deepcopy(net.state_dict()) if own else None
+    modes = [(m, m.training) for m in net.modules()]
     at, home = device_of(plain_net(net)), device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
@@ -500,6 +503,7 @@ def train_classifier(
         try: history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
         except BaseException:  # the same call goes on with the same net
             if own: net.load_state_dict(before)
+            for m, training in modes: m.training = training
             raise
         finally:
             net.to(at)
