@@ -9,6 +9,7 @@ __all__ = ['posterior_likelihood', 'distances', 'measure', 'bounds_that_hold', '
 
 # %% ../nbs/08_evaluation.ipynb #174ff7e2
 import math
+import warnings
 
 import torch
 from scipy import special
@@ -337,6 +338,9 @@ def calibration_parts(S, val, test, calibration):
     check_encoder(S)
     val, test = as_pairs(val), as_pairs(test)
     if len(val) < 2: raise ValueError(f"val has {len(val)} pairs; a radius needs two or more")
+    if len({*map(str, groups := getattr(val, "groups", None) or [])}) < len(groups):
+        warnings.warn("val has several pairs of one scene: the promise is for other pairs of "
+                      "its scenes, not for new scenes", stacklevel=3)
     check_count(calibration, "calibration")
     return val, test
 
