@@ -338,7 +338,8 @@ def calibration_parts(S, val, test, calibration):
     check_encoder(S)
     val, test = as_pairs(val), as_pairs(test)
     if len(val) < 2: raise ValueError(f"val has {len(val)} pairs; a radius needs two or more")
-    if len({*map(str, groups := getattr(val, "groups", None) or [])}) < len(groups):
+    scenes = [str(g) for g in getattr(val, "groups", None) or []]
+    if len({*scenes}) < len(scenes):
         warnings.warn("val has several pairs of one scene: the promise is for other pairs of "
                       "its scenes, not for new scenes", stacklevel=3)
     check_count(calibration, "calibration")

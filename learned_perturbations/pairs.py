@@ -109,7 +109,8 @@ class TensorPairs(Pairs):
         y=None,  # labels, (N,), if there are any
     ):
         check_pairs(x, x_tilde)
-        self.tensors = (x, x_tilde) if y is None else (x, x_tilde, check_labels(y, len(x)))
+        labels = () if y is None else (check_labels(y, len(x)),)
+        self.tensors = tuple(t.detach() for t in (x, x_tilde, *labels))
     to = held_on
     def __len__(self): return len(self.tensors[0])
     def batch(self, idx, seed=0, epoch=0): return tuple(t[idx] for t in self.tensors)

@@ -318,8 +318,7 @@ def labelled_pairs(
         x, y, *x_tilde = data
         check_labels(y, len(check_images(x)))
         if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
-        x, x_tilde = x.detach(), (x_tilde[0] if x_tilde else x).detach()
-        return TensorPairs(x, x_tilde, y)
+        return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
     if hasattr(data, "batch"): return data
     if isinstance(data, DataLoader): data = data.dataset
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
@@ -490,12 +489,11 @@ def train_classifier(
     if one.dtype != (kind := next(plain_net(net).parameters()).dtype):
         raise TypeError(f"data has images in {one.dtype}, the classifier numbers in {kind}")
     before = copy.deepcopy(net.state_dict()) if own else None
-    modes = [(m, m.training) for m in net.modules()]
     at, home = device_of(plain_net(net)), device_of(S)
     if S is not None: S = S.to(processes().device)  # where the loop puts the classifier
     h = Hardening(S, asked.radius or None, asked.ramp, asked.steps, asked.sigma,
                   asked.weight, asked.sigma_x, asked.smoothing, asked.erase)
-    with frozen(S), evaluating(S):
+    with frozen(S), evaluating(S), evaluating(net):
         r, words = begin_run(here, made, lambda: complete_harden(asked, data, h, net))
         r = HardenRecipe(**r)
         for line in words: tqdm.write(f"{r.name}: {line}")
@@ -503,7 +501,6 @@ def train_classifier(
         try: history = fit(net, data, harden_loss(r.method, h), here, r, made, repeats)
         except BaseException:  # the same call goes on with the same net
             if own: net.load_state_dict(before)
-            for m, training in modes: m.training = training
             raise
         finally:
             net.to(at)
@@ -515,7 +512,7 @@ def train_classifier(
                    trained=fingerprint(plain_net(net)), **environment())
     if processes().is_main_process: save_hardened(net, here, own, results)
     processes().wait_for_everyone()
-    return net
+    return net.eval()
 
 # %% ../nbs/11_robust_training.ipynb #c7a1e002
 def load_hardened(

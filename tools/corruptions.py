@@ -430,7 +430,7 @@ def prepare(c):
 
 def main():
     a = arguments()
-    asked = a.parts or [part for part in parts if part not in ("short", "balls")]  # benchmark holds what short would measure again
+    asked = a.parts or [part for part in parts if part not in ("short", "balls")]  # short: benchmark holds what it would measure again; balls: for classifiers made for it
     if wrong := {*asked} - {*parts}: raise SystemExit(f"no part {', '.join(wrong)}; there are {', '.join(parts)}")
     Path(a.out).mkdir(parents=True, exist_ok=True)
     if a.jobs > 1: return side_by_side(a, asked)
