@@ -20,7 +20,7 @@ from .checks import (check_choice, check_count, check_labels,
 from .classifiers import (all_logits, evaluating, plain_net,
                                                scores_of_first)
 from .corruptions import (corrupt, corruptions, extra, in_bytes, names,
-                                               paper, several)
+                                               paper, several, word_of)
 from .devices import device_of
 from .fingerprints import fingerprint
 from .labelled_images import load_images
@@ -48,7 +48,7 @@ class CorruptedImages:
         self.x = x = in_bytes(x)
         self.y, self.seed = check_labels(y, len(x)), check_seed(seed)
         self.device, here = device, folder and as_path(folder) / f"seed{seed}"
-        self.cache = Cache(here, x, self.make)
+        self.cache = Cache(here, x, self.make, word=word_of)
 
     def __len__(self): return len(self.x)
 

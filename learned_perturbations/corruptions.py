@@ -7,8 +7,8 @@ __all__ = ['cifar', 'imagenet', 'names', 'paper', 'extra', 'here', 'corruptions'
            'official', 'gaussian_noise', 'speckle_noise', 'impulse_noise', 'shot_noise', 'gaussian_blur',
            'defocus_blur', 'motion_blur', 'zoom_blur', 'glass_blur', 'fog', 'frost', 'snow', 'spatter', 'contrast',
            'brightness', 'saturate', 'pixelate', 'jpeg_compression', 'elastic_transform', 'check_output', 'one_by_one',
-           'apply', 'check_colour', 'in_bytes', 'corrupt', 'several', 'transform_class', 'CorruptionPairs', 'pairs',
-           'Corrupt']
+           'apply', 'check_colour', 'in_bytes', 'corrupt', 'several', 'transform_class', 'word_of', 'CorruptionPairs',
+           'pairs', 'Corrupt']
 
 # %% ../nbs/14_corruptions.ipynb #f4c5f417
 import copy
@@ -28,7 +28,7 @@ from .filters import (Noise, correlate, disk, each, eight_bits,
                                            frost_textures,
                                            gaussian, jpeg, motion, plasma, poisson, resize,
                                            resolve, sample, water, zoom)
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, is_ours
 from .labelled_images import (check_data, check_split, hold_out,
                                                    load_images, named)
 from .pairs import Pairs, borrowed
@@ -451,6 +451,15 @@ def __getattr__(name):
     return globals()[name]
 
 # %% ../nbs/14_corruptions.ipynb #30c13376
+def word_of(
+    name, # a key of corruptions, "package.module:function", or a function
+):
+    """Returns what a corruption is called in files and fingerprints: its name; that of a
+    user's function has letters behind it that change with what it does."""
+    f = corruptions[name]
+    word = name if isinstance(name, str) else getattr(f, "__qualname__", type(f).__qualname__)
+    return word if is_ours(f) else f"{word}-{fingerprint(f)}"
+
 pairings = ("original", "two", "both")
 
 class CorruptionPairs(Pairs):
@@ -479,7 +488,7 @@ class CorruptionPairs(Pairs):
         self.cache = self.held = None
         for name in self.corruptions: self.corrupted(name, torch.arange(1))  # usable?
         if cache:
-            try: self.cache = Cache(cache, x, self.version)
+            try: self.cache = Cache(cache, x, self.version, word=word_of)
             except ValueError as e: raise ValueError(f"cache: {e}") from e
             self.cache.fill(self.corruptions, self.severity)
 
@@ -535,8 +544,8 @@ class CorruptionPairs(Pairs):
         return tuple(pair) if self.y is None else (*pair, self.y[idx])
 
     def fingerprint(self):
-        return fingerprint(self.x, self.y, list(self.corruptions), self.severity, self.pairing,
-                           self.crop, self.flip, self.cache is not None)
+        return fingerprint(self.x, self.y, [*map(word_of, self.corruptions)], self.severity,
+                           self.pairing, self.crop, self.flip, self.cache is not None)
 
 # %% ../nbs/14_corruptions.ipynb #e99b077d
 def pairs(

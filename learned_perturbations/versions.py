@@ -6,6 +6,8 @@
 __all__ = ['cifar10_sample', 'cifar10', 'cifar10_c', 'Cache', 'crop_and_flip']
 
 # %% ../nbs/reference/versions.ipynb #3cf1cd32
+import re
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -69,9 +71,11 @@ class Cache:
         x,          # images, (N, C, H, W), uint8
         make,       # (word or function, severity, numbers (B,)) -> versions (B, ...) in [0, 1]
         block=1000, # images that are made at a time, in a file
+        word=str,   # word or function -> what its files are called, with what makes them
     ):
         self.folder, self.make, self.block = folder and check_folder(folder), make, block
         self.blocks, self.known = torch.arange(len(x)).split(block), {}
+        self.word = cache(word)
         if not folder: return
         note = self.folder / "made.json"
         made = dict(images=fingerprint(x), n=len(x), block=block, draws=3)  # + 1 if new
@@ -84,11 +88,8 @@ class Cache:
 
     def path(self, name, severity, i):
         "Returns the file of a block."
-        if not isinstance(name, str) and not getattr(name, "__qualname__", "<").isidentifier():
-            raise TypeError("a version in a file must be a word or a module's function, which "
-                            f"its name tells from others; got {name!r}")
-        word = name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}"
-        return self.folder / f"{word.replace(':', '.')}-{severity}" / f"{i:05d}.npy"
+        word = re.sub(r"[^\w-]", ".", self.word(name))
+        return self.folder / f"{word}-{severity}" / f"{i:05d}.npy"
 
     def new(self, name, severity, i):
         "Returns a block of new versions, uint8."
