@@ -122,9 +122,8 @@ class Task:
         return part
 
     def scores(self, images):
-        "Returns the logits in at least 32 bits, (B, classes) or (B, classes, H, W)."
-        z = logits(self.model, images)
-        return z.to(torch.promote_types(z.dtype, torch.float32))
+        "Returns the logits, (B, classes) or (B, classes, H, W)."
+        return logits(self.model, images)
 
     def centre(self):
         "Returns the latent points u = 0, (B, k)."

@@ -26,9 +26,9 @@ def logits(
     model, # any callable from images to class scores
     x,     # images, (B, C, H, W)
 ):
-    """Returns the class scores, (B, classes) or (B, classes, H, W), also of models that return
-    a dictionary (torchvision's segmentation) or an object. Raises TypeError if there are none,
-    ValueError if they are not B rows."""
+    """Returns the class scores in 32 bits or more, (B, classes) or (B, classes, H, W), also of
+    models that return a dictionary (torchvision's segmentation) or an object. Raises TypeError
+    if there are none, ValueError if they are not B rows."""
     out, kind = model(x), ""
     if isinstance(out, dict):
         kind = f"a dictionary of {', '.join(map(str, out))}"
@@ -41,7 +41,7 @@ def logits(
     if len(z) != len(x):
         raise ValueError("model must return one row of class scores for each of "
                          f"{len(x)} images, got {len(z)}")
-    return z
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 # %% ../nbs/reference/classifiers.ipynb #b41c959b
 def plain_net(

@@ -340,12 +340,11 @@ class Loop:
 
     @torch.no_grad()
     def add_to_average(self):
-        "Moves the averaged weights a little towards those of now, at first all the way."
-        if self.place["epoch"] == self.place["count"] == 0:
-            for ours, theirs in self.averaged: ours.copy_(theirs)
-        else:  # counts of batches are whole numbers: they are no part of the average
-            ours, theirs = zip(*(p for p in self.averaged if p[0].is_floating_point()))
-            get_ema_multi_avg_fn(self.r.ema)(ours, theirs, None)
+        "Moves the averaged weights towards those of now, at first all the way, then less."
+        done = self.place["epoch"] * self.steps + self.place["count"]
+        # counts of batches are whole numbers: they are no part of the average
+        ours, theirs = zip(*(p for p in self.averaged if p[0].is_floating_point()))
+        get_ema_multi_avg_fn(min(self.r.ema, done / (done + 9)))(ours, theirs, None)
 
     def means(self):
         "Returns the epoch's mean loss and logs, over all processes, and its time."

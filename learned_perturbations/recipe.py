@@ -59,7 +59,7 @@ class Training:
     weight_decay: float = 0.    # of AdamW
     clip: float = 0.            # largest norm of a gradient; 0: any
     accumulate: int = 1         # parts a batch is taken in, where it does not fit at once
-    ema: float = 0.             # decay of averaged weights, kept at the end; 0: the last ones
+    ema: float = 0.             # decay of averaged weights, n/(n + 9) early on; 0: none
     compile: bool = False       # the network by torch.compile, which pays in long runs
     precision: str = "auto"     # float32, bf16, or auto: bf16 where the processor has it
     channels_last: bool = True  # memory layout of the convolutions
