@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sources', 'Pairs', 'batches', 'EightBits', 'held_on', 'TensorPairs', 'Subset', 'KnownPairs', 'VersionPairs', 'folder',
-           'ScenePairs', 'scenes', 'borrowed', 'pair_of', 'DatasetPairs', 'as_pairs', 'takes', 'held_out_pairs', 'npz',
-           'CleanPairs', 'with_names', 'images', 'linf', 'rts']
+           'ScenePairs', 'scenes', 'borrowed', 'pair_of', 'DatasetPairs', 'check_source', 'as_pairs', 'takes',
+           'held_out_pairs', 'npz', 'CleanPairs', 'with_names', 'images', 'linf', 'rts']
 
 # %% ../nbs/02_pairs.ipynb #5b5d1105
 import copy
@@ -335,10 +335,26 @@ class DatasetPairs(Pairs):
         return fingerprint(type(self.data).__qualname__, n, *self.batch(evenly(n)))
 
 # %% ../nbs/02_pairs.ipynb #9e8ce1a5
+def check_source(
+    pairs, # a source of pairs
+):
+    """Returns it. Raises TypeError unless `batch(idx)` is enough to ask for items, ValueError
+    if item 0 differs when it is asked for twice: a run could not be repeated."""
+    kind, one = type(pairs).__name__, torch.arange(min(len(pairs), 1))
+    try: inspect.signature(pairs.batch).bind(one)
+    except TypeError as e:
+        raise TypeError(f"{kind}.batch needs defaults: batch(idx, seed=0, epoch=0)") from e
+    first, again = pairs.batch(one), pairs.batch(one)
+    if not all(torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(first, again)):
+        raise ValueError(f"item 0 of {kind} differs when it is asked for twice: its random "
+                         "numbers must follow from the item's number, seed and epoch")
+    return pairs
+
 def as_pairs(
     data, # a source of pairs, a Dataset of pairs, a DataLoader of one; tensors (x, x̃[, y])
 ):
-    "Returns a source of pairs. Raises TypeError if it cannot be made into one."
+    """Returns a source of pairs. Raises TypeError if it cannot be made into one, ValueError if
+    it gives other items when it is asked again."""
     tensors = isinstance(data, (tuple, list)) and len(data) in (2, 3)
     tensors = tensors and all(isinstance(t, torch.Tensor) for t in data)
     if tensors and all(t.ndim != 3 for t in data[:2]):  # 3: one pair, not a batch
@@ -354,7 +370,7 @@ def as_pairs(
                       "order are those of the run", stacklevel=2)
     if not hasattr(data, "__len__"):
         raise TypeError(f"pairs must have a length, {kind} has no __len__")
-    if takes(getattr(data, "batch", None), "seed", "epoch"): return data
+    if takes(getattr(data, "batch", None), "seed", "epoch"): return check_source(data)
     foreign = isinstance(data, (str, dict, torch.Tensor, np.ndarray))
     if hasattr(data, "__getitem__") and not foreign: return DatasetPairs(data)
     raise TypeError("pairs must be a source of pairs, with __len__ and batch(idx, seed, "

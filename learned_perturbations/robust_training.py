@@ -319,7 +319,7 @@ def labelled_pairs(
         check_labels(y, len(check_images(x)))
         if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
         return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
-    if hasattr(data, "batch"): return data
+    if hasattr(data, "batch"): return as_pairs(data)
     if isinstance(data, DataLoader): data = data.dataset
     if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
         raise TypeError("data must be (x, y), (x, y, x_tilde), a Dataset of (x, y), or a "
@@ -424,7 +424,7 @@ def set_and_data(
         r, data = replace(r, source="given", source_options={}), labelled_pairs(data)
     else:
         if S is not None: r = match_set(r, S)
-        data = sources(r.source, "train", **r.source_options)
+        data = as_pairs(sources(r.source, "train", **r.source_options))
     if r.limit: data = Subset(data, r.limit)
     return r, check_set(S) if needed else None, data
 

@@ -112,7 +112,7 @@ def recipe_pairs(
     split,  # "train", "val" or "test"
 ):
     "Returns the source of pairs a recipe trains on, chooses by or is tested on."
-    return sources(recipe.source, split, **recipe.source_options)
+    return as_pairs(sources(recipe.source, split, **recipe.source_options))
 
 # %% ../nbs/07_training.ipynb #e5b54fec
 def guidance(net, step, like):
