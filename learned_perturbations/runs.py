@@ -338,12 +338,12 @@ def wilson(
                 high=float(min(1., middle + half)))
 
 def proportion(
-    hits, # True or False for each example, (N,)
+    hits, # True or False for each example, or a number between 0 and 1, (N,)
 ):
     "Returns the share of True, n and its 95 % interval (Wilson 1927), a dictionary of floats."
     hits = torch.as_tensor(hits).flatten()
     if not len(hits): raise ValueError("a share of no examples is asked for")
-    return wilson(int(hits.sum()), len(hits))
+    return wilson(hits.double().sum().item(), len(hits))
 
 def mean_share(
     shares, # numbers between 0 and 1, one for each example, (N,)
