@@ -254,8 +254,7 @@ def check_search(
 ):
     "Raises ValueError if a search with these would find nothing."
     attack_losses[loss], check_count(steps, "steps")
-    if step_size is not None and not (torch.as_tensor(step_size) > 0).all():
-        raise ValueError(f"step_size must be positive, got {step_size}")
+    if step_size is not None: check_number(step_size, "step_size")
 
 # %% ../nbs/09_attacks.ipynb #fff7f547
 @searching

@@ -29,7 +29,7 @@ from .confidence import (binomial_tail, check_alpha,
 from .devices import mixed, precisions
 from .fingerprints import fingerprint
 from .rows import in_rows
-from .sets import AffineSet, conditioned, select
+from .sets import AffineSet, check_fits, conditioned, select
 
 # %% ../nbs/12_certification.ipynb #0b867314
 def certified_radius(
@@ -76,6 +76,7 @@ def check_smoothing(
                         "load_classifier brings one")
     check_images(x), check_choice(precision, "precision", precisions)
     with mixed(precision, x.device): check_takes(model, x)
+    with torch.no_grad(), evaluating(S): check_fits(S, x)
     return check_ids(ids, x), dict(
         sigma=check_number(sigma, "sigma"), seed=check_seed(seed),
         sigma_x=check_number(sigma_x, "sigma_x", within=False),

@@ -132,7 +132,8 @@ def is_correct(
     mean is the accuracy. Raises ValueError if a score is NaN."""
     y = check_labels(y, len(check_images(x)))
     check_labels(y, len(x), scores_of_first(model, x).shape[1])
-    batch = batch or max(1, min(500, 6_000_000 // x[0].numel()))
+    if batch is None: batch = max(1, min(500, 6_000_000 // x[0].numel()))
+    batch = check_count(batch, "batch")
     z = all_logits(model, x.split(batch))
     right = z.argmax(1) == y.to(z.device)
     return right if y.ndim == 1 else right[y != -100]

@@ -17,7 +17,8 @@ import torch
 from .checks import (check_count, check_encoder, check_ids, check_number,
                                           check_pairs, check_points, check_radii, check_seed,
                                           check_set)
-from .sets import ascend, conditioned, norms, searching, select
+from .sets import (ascend, check_fits, conditioned, norms, searching,
+                                        select)
 
 # %% ../nbs/01_criteria.ipynb #7e6589ed
 def squared_error(
@@ -99,7 +100,7 @@ def random_start(
 # %% ../nbs/01_criteria.ipynb #7bdfbe86
 def as_pair(S, x, x_tilde, radius=None, ids=None):
     "Returns what a search knows of B pairs, checked: cond, x_tilde, radius, ids."
-    check_set(S), check_pairs(x, x_tilde)
+    check_set(S), check_pairs(x, x_tilde), check_fits(S, x)
     radius = check_radii(S.radius if radius is None else radius, x)
     return dict(cond=conditioned(S, x), x_tilde=x_tilde, radius=radius, ids=check_ids(ids, x))
 

@@ -218,6 +218,7 @@ def conformal_radius(
 ):
     """Returns the radius that holds a new exchangeable pair with probability 1 - a or more
     (infinite if n is too small)."""
+    r = torch.as_tensor(r)
     if r.isnan().any(): raise ValueError("r holds NaN; a norm not found is infinite")
     k = math.ceil((len(r) + 1) * (1 - check_number(miss, "miss", high=1.)) - 1e-9)
     return math.inf if k > len(r) else r.sort().values[k - 1].item()
@@ -366,6 +367,9 @@ def conformal(
 ):
     """Returns one row for each allowed probability: promise, τ, radius, and the share of test
     pairs that the radius holds."""
+    if not isinstance(misses, (tuple, list)):
+        raise TypeError(f"misses must be a list of probabilities, got {misses!r}")
+    for a in misses: check_number(a, "misses", high=1.)
     val, test = calibration_parts(S, val, test, calibration)
     n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), device_of(S)
     def drawn_by(source):  # else pair i of both would have one and the same perturbation

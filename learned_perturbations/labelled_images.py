@@ -224,7 +224,7 @@ def from_npz(
     y = torch.as_tensor(arrays["y"].astype(np.int64))
     if y.ndim != 1:
         raise ValueError(f"y in {path} must be one label an image, got shape {tuple(y.shape)}")
-    check_labels(y, len(y))
+    check_labels(y, len(y), name=f"y in {path}")
     n = 1 + max(int(whole[k].max(initial=0)) for k in ("y", "y_val", "y_test") if k in whole)
     if size := check_size(size): warn_aspect({f"x in {path}": arrays["x"].shape[1:3]}, size)
     x = as_images(arrays["x"], pad, size=size, channels=channels)

@@ -161,9 +161,14 @@ def ready(
     net, # module to train
     r,   # a recipe
 ):
-    "Returns the module on the device, in the recipe's memory layout, in training mode."
+    """Returns the module on the device, in the recipe's memory layout, in training mode; batch
+    norms whose weights are frozen keep their statistics."""
     if r.channels_last: net.to(memory_format=torch.channels_last)
-    return net.to(processes().device).train()
+    for m in net.to(processes().device).train().modules():
+        weights = [*m.parameters(recurse=False)]
+        if (isinstance(m, nn.modules.batchnorm._BatchNorm) and weights
+                and not any(p.requires_grad for p in weights)): m.eval()
+    return net
 
 # %% ../nbs/reference/loop.ipynb #45565981
 class Loop:

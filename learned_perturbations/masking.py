@@ -12,7 +12,8 @@ import torch
 
 from .attacks import (Attack, pgd, prepare, random_walk,
                                            value_and_gradient)
-from .checks import check_count, check_number, check_radius, check_set
+from .checks import (check_count, check_number, check_radius, check_set,
+                                          check_shape)
 from .classifiers import evaluating
 from .sets import searching, steepest
 from .suite import (moving, search_round, share_left, suite_starts,
@@ -153,6 +154,7 @@ def self_check(
     task = prepare(model, S, x, y, radius, seed=seed, ids=ids)
     def attack(f, times, n): return pgd(f, S, x, y, times * radius, n, seed=seed, ids=ids)
     found = Attack(*(attack(model, 1., steps) if found is None else found)[:3])
+    check_shape(found.x_adv, "found's x_adv", like=x)
     m = measure(task, attack, found, steps, far, queries, surrogate)
     rows = answers(m, len(x), steps, far)
     words = [f"ok  {name}: {text}" if ok else f"BAD {name}: {text}: {why}"

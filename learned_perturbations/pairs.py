@@ -89,7 +89,7 @@ def held_on(
         if isinstance(v, tuple): return tuple(map(move, v))
         if isinstance(v, nn.Module): return copy.deepcopy(v).to(device)
         if not isinstance(v, torch.Tensor): return v
-        is_fine = v.ndim == 4 and v.is_floating_point() and torch.equal(
+        is_fine = v.ndim == 4 and v.dtype == torch.float32 and torch.equal(
             v, (255 * v).round() / 255)
         return EightBits(v, device) if is_fine else v.to(device)
     parts = {}

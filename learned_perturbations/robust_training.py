@@ -447,11 +447,13 @@ def harden(
     folder="runs", # the run goes to a sub-folder with the recipe's name
     S=None,        # a PerturbationSet in place of the recipe's
     net=None,      # a classifier to train in place, instead of a new one
-    data=None,     # (x, y), (x, y, x_tilde), a Dataset of (x, y) or a labelled source
+    data=None,     # (x, y), (x, y, x_tilde), a Dataset of (x, y) or a labelled source; a path
+                   # or name: that option of the recipe's source
     **changed,     # fields to change, and options of source and classifier
 ):
     """Returns a recipe's trained classifier, saved in `folder/name`. A finished run is loaded,
     an interrupted one goes on; one made otherwise is an error that says what differs."""
+    if isinstance(data, (str, Path)): changed["data"], data = str(data), None
     asked, plain = get_harden_recipe(recipe, **changed), get_harden_recipe(recipe)
     if data is not None:
         check_idle("data", "source", plain.source_options, asked.source_options)

@@ -368,5 +368,6 @@ def robust_accuracy(
     radii,    # where to read the curve, (n,)
 ):
     "Returns the share of examples that stand at each radius, (n,): accuracy under attack."
-    smallest = getattr(smallest, "radius", smallest)
-    return (smallest[None] > torch.as_tensor(radii).to(smallest)[:, None]).float().mean(1)
+    smallest = torch.as_tensor(getattr(smallest, "radius", smallest))
+    radii = torch.as_tensor(radii).to(smallest).reshape(-1, 1)
+    return (smallest > radii).float().mean(1)
