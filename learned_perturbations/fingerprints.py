@@ -84,12 +84,18 @@ def methods(
 def instructions(
     code, # of a function
 ):
-    "Returns what it does: instructions, names, constants, those of functions inside it too."
+    """Returns what it does, a list: instructions with names and constants, those of functions
+    inside it too; the same wherever it is written."""
     def plain(c):
         if inspect.iscode(c): return instructions(c)
         if isinstance(c, frozenset): return sorted(map(repr, c))
         return [*map(plain, c)] if isinstance(c, tuple) else repr(c)
-    return [code.co_code, *code.co_names, *map(plain, code.co_consts)]
+    # a name that was imported in the same file is called by other instructions
+    passing = "CACHE", "PRECALL", "PUSH_NULL", "RESUME", "EXTENDED_ARG", "NOP"
+    steps = [s for s in dis.get_instructions(code) if s.opname not in passing]
+    jumps = {*dis.hasjrel, *dis.hasjabs}  # their places depend on these instructions
+    return [[s.opname.replace("METHOD", "ATTR"), s.opcode not in jumps and plain(s.argval)]
+            for s in steps]
 
 def referred(
     part, # a callable, a container, or an object of the user's
