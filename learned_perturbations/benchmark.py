@@ -44,11 +44,12 @@ class CorruptedImages:
         seed=0,      # of what is random in the corruptions
         folder=None, # that keeps the corrupted images; None: in memory
         device="cpu",# on which they are made
+        keep=True,   # in memory: keep what was made? False: make it anew each time
     ):
         self.x = x = in_bytes(x)
         self.y, self.seed = check_labels(y, len(x)), check_seed(seed)
         self.device, here = device, folder and as_path(folder) / f"seed{seed}"
-        self.cache = Cache(here, x, self.make, word=word_of)
+        self.cache = Cache(here, x, self.make, word=word_of, keep=keep)
 
     def __len__(self): return len(self.x)
 
@@ -84,7 +85,7 @@ def test_images(
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise TypeError("data must be (x, y), CorruptedImages, an .npz file or a folder with "
                         f"CLASS/NAME.*; got {type(data).__name__}")
-    return CorruptedImages(*data, seed=seed, device=device)
+    return CorruptedImages(*data, seed=seed, device=device, keep=False)  # each is used once
 
 # %% ../nbs/15_benchmark.ipynb #15c10c01
 class CIFAR10C(CorruptedImages):

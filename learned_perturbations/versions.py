@@ -72,10 +72,11 @@ class Cache:
         make,       # (word or function, severity, numbers (B,)) -> versions (B, ...) in [0, 1]
         block=1000, # images that are made at a time, in a file
         word=str,   # word or function -> what its files are called, with what makes them
+        keep=True,  # in memory: keep what was made? False: make it anew each time
     ):
         self.folder, self.make, self.block = folder and check_folder(folder), make, block
         self.blocks, self.known = torch.arange(len(x)).split(block), {}
-        self.word = cache(word)
+        self.word, self.keep = cache(word), keep
         if not folder: return
         note = self.folder / "made.json"
         made = dict(images=fingerprint(x), n=len(x), block=block, draws=3)  # + 1 if new
@@ -133,8 +134,10 @@ class Cache:
         key, n = (name, severity), range(len(self.blocks))
         if self.folder:
             return torch.from_numpy(np.concatenate([self.load(*key, i) for i in n]))
-        if key not in self.known: self.known[key] = torch.cat([self.new(*key, i) for i in n])
-        return self.known[key]
+        if key in self.known: return self.known[key]
+        made = torch.cat([self.new(*key, i) for i in n])
+        if self.keep: self.known[key] = made
+        return made
 
 # %% ../nbs/reference/versions.ipynb #e2270406
 def crop_and_flip(
