@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['losses', 'harden_recipes', 'divergence', 'Hardening', 'answer', 'clean', 'pairs', 'augment', 'adversarial_plain',
-           'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'get_harden_recipe',
+           'adversarial', 'trades', 'fast', 'free', 'gaussian', 'HardenRecipe', 'check_used_by', 'get_harden_recipe',
            'check_harden_recipe', 'frozen', 'LabelledItems', 'labelled_pairs', 'count_classes', 'harden_loss',
            'check_learned', 'match_set', 'another_run', 'set_named', 'begun_with', 'set_and_data', 'complete_harden',
            'harden', 'train_classifier', 'load_hardened', 'check_trainable', 'check_first', 'check_own',
@@ -258,22 +258,39 @@ harden_recipes = known(
     HardenRecipe("auto", S="", classifier="conv", epochs=0, batch_size=0, steps=5))
 
 # %% ../nbs/11_robust_training.ipynb #6fe6535e
+_ball_fields = "radius", "ramp"
+_search_fields = *_ball_fields, "steps"
+_method_fields = dict(
+    clean=(), pairs=(), augment=_ball_fields, fast=_ball_fields, free=_search_fields,
+    adversarial=_search_fields, adversarial_plain=_search_fields,
+    trades=(*_search_fields, "weight"), gaussian=("sigma", "sigma_x", "weight"))
+
+def check_used_by(
+    method, # of a recipe
+    fields, # that were asked for
+):
+    "Raises ValueError if one is a field of other methods, and would change nothing."
+    others = {k for fields in _method_fields.values() for k in fields}
+    others -= {*_method_fields.get(method, others)}
+    if idle := sorted(others & {*fields}):
+        raise ValueError(f"{', '.join(idle)} would change nothing: method is {method}")
+
 def get_harden_recipe(
     recipe, /, # a HardenRecipe, or a key of harden_recipes
     **changed, # fields to change, and options of source and classifier
 ):
     """Returns the recipe of a classifier with some fields changed. Raises ValueError for an
-    unknown name or value."""
+    unknown name or value, and for a field of other methods."""
     registries = dict(source=sources, classifier=classifiers)
-    return check_harden_recipe(pick(harden_recipes, recipe, changed, registries))
+    r, old = (pick(harden_recipes, recipe, kw, registries) for kw in (changed, {}))
+    check_used_by(r.method, [k for k in changed if getattr(r, k, 0) != getattr(old, k, 0)])
+    return check_harden_recipe(r)
 
 # %% ../nbs/11_robust_training.ipynb #1143f428
 def check_harden_recipe(r):
     "Returns a recipe with plain numbers. Raises TypeError or ValueError if a field is wrong."
     losses[r.method], classifiers.check(r.classifier, r.classifier_options)
     if r.source != "given": sources.check(r.source, r.source_options)
-    if r.sigma_x and r.method in set(losses) - {"gaussian"}:
-        raise ValueError(f"sigma_x is noise for method gaussian; method is {r.method}")
     if min(map(schedule(r.ramp, "ramp"), np.linspace(0, 1, 101))) <= 0:
         raise ValueError("ramp must stay above 0: a ball of radius 0 has no points to learn "
                          f"from; got {r.ramp!r}")
