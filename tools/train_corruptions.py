@@ -3,7 +3,7 @@
 Stages, in this order: cache (corrupted images), sets, choose (which set the rest uses), others, classifiers, hardened, collect
 (what the runs of sets say of themselves, into results/cifar10-corruptions-runs.json). And two-cores: the classifiers that ask for
 no GPU, in the shipped set; fair: those, and a set, that have seen the four corruptions for development only, after two-cores; variants:
-of latent noise, after both. They need the cache only.
+of latent noise, after both; detail: one of these once more, in a set without fine content of its own. They need the cache only.
 Runs are made several at a time, each in a process of its own with its log beside it; one that is finished is
 found again, one that was interrupted goes on. FILE.npz holds x, y, x_test, y_test (uint8, N × 32 × 32 × 3).
 """
@@ -22,6 +22,7 @@ from learned_perturbations.cvae import LearnedSet
 from learned_perturbations.pairs import sources
 from learned_perturbations.robust_training import get_harden_recipe, harden
 from learned_perturbations.runs import read_json, write_json
+from learned_perturbations.sets import PerturbationSet
 from learned_perturbations.training import get_recipe, train
 
 betas = (1, 2, 4)
@@ -63,6 +64,29 @@ def variant_runs(o):
     "Latent noise without the demand for equal answers, in the set of the twelve and in that of the four, and of more noise."
     run = lambda name, **more: ("harden", "cifar10-gaussian-cpu", {**o, "name": f"cifar10-gaussian-{name}-cpu", **more})
     return [run("free", weight=0.), run("free-extra", weight=0., names=extra, S="cifar10-corruptions-extra-cpu"), run("sigma2", sigma=2.)]
+
+def fine(images, cycles=8):
+    "What images hold above so many cycles in their height or width, in any direction."
+    h, w = images.shape[-2:]
+    above = (torch.fft.fftfreq(h, 1 / h)[:, None]**2 + torch.fft.rfftfreq(w, 1 / w)**2).sqrt() > cycles
+    return torch.fft.irfft2(torch.fft.rfft2(images) * above.to(images.device), s=(h, w))
+
+class OwnDetail(PerturbationSet):
+    "A set whose images have no fine content but that of x, stronger or weaker: the rest of it is taken away."
+    def __init__(self, S):
+        super().__init__()
+        self.S, self.latent_dim, self.radius = S, S.latent_dim, S.radius
+    def condition(self, x): return fine(x), self.S.condition(x)
+    def perturb(self, cond, u):
+        detail, images = cond[0], self.S.perturb(cond[1], u)
+        theirs, over = fine(images), dict(dim=(1, 2, 3), keepdim=True)
+        gain = (theirs * detail).sum(**over) / detail.pow(2).sum(**over).clamp_min(1e-12)
+        return (images - theirs + gain * detail).clamp(0, 1)
+
+def detail_run(o, folder):
+    "Latent noise in the set of the four without fine content of its own, else as free-extra of the variants."
+    S = LearnedSet.from_pretrained(folder/"cifar10-corruptions-extra-cpu")
+    harden("cifar10-gaussian-cpu", folder, OwnDetail(S), name="cifar10-gaussian-detail-cpu", weight=0., names=extra, **o)
 
 def choose(names, folder, data):
     "Takes the set with the smallest radius whose error at the encoding is at most 3.5 % of doing nothing, else the most exact one."
@@ -130,6 +154,7 @@ if __name__ == "__main__":
         elif stage == "fair":
             for runs in fair_runs(data): at_once(runs, a.folder, a.jobs)
         elif stage == "variants": at_once(variant_runs(data), a.folder, a.jobs)
+        elif stage == "detail": detail_run(data, a.folder)
         elif stage == "collect": collect(a.folder)
         else: sys.exit(f"no stage {stage}")
         if stage != "one": print(f"{stage}: {time.time() - start:.0f} s", flush=True)
