@@ -878,7 +878,7 @@ def curves_part(report, jobs, net, data, batch, steps, seeds, bins=30):
             precise(False)
             with torch.no_grad():
                 held_net = copy.deepcopy(job.net).eval()
-                ends = [held_net.likelihood and losses_of(held_net, *p, job.beta) for p in fresh]
+                ends = [losses_of(held_net, *p, job.beta) for p in fresh]
             out.setdefault(name, []).append(dict(seed=seed, loss=losses[:, 0].tolist(), error=losses[:, 1].tolist(),
                                                  kl=losses[:, 2].tolist(), held_out=statistics.mean(ends)))
         report.add(curves=dict(steps=steps, batch=batch, bins=bins, held_out=held, lr=5e-4, beta=.01,

@@ -175,10 +175,11 @@ def nearest_of(c, names, m, net):
         yield dict(error=per_entry(r["error"][mine], x), sharpness=(r["sharp"][mine].mean() / r["real"][mine].mean()).item(), recognised=proportion(r["right"][mine] == c.y[:m]))
 
 def severity_row(c, severity):
-    "The mean over the corruptions of the set at one severity."
+    "The mean over the corruptions of the set at one severity: intervals over images, whose corruptions are not independent."
     r = joined([encoded(c, c.x, c.test.corrupted(n, severity)) for n in c.seen])
-    nothing, error = per_entry(r["nothing"], c.x), per_entry(r["encoding"], c.x)
-    return dict(severity=severity, nothing=nothing, encoding=error, encoding_share=error["mean"] / nothing["mean"], inside=proportion(r["norm"] <= c.S.radius), norm=quantiles(r["norm"]))
+    of_images = lambda v: v.double().unflatten(0, (len(c.seen), -1)).mean(0)
+    nothing, error = (per_entry(of_images(r[k]), c.x) for k in ("nothing", "encoding"))
+    return dict(severity=severity, nothing=nothing, encoding=error, encoding_share=error["mean"] / nothing["mean"], inside=proportion(of_images(r["norm"] <= c.S.radius)), norm=quantiles(r["norm"]))
 
 def points(c):
     "How far random and farthest points of balls are from x̃ and from x, and how many of them are recognised: one row for each radius. x̃: one random corruption an image."
@@ -461,6 +462,6 @@ def side_by_side(a, asked):
             wait(a.jobs - 1)
             running.append(start(part, **changed))
         wait(0)
-    if failed: raise SystemExit(f"failed: {', '.join(failed)}")
+        if failed: raise SystemExit(f"failed: {', '.join(failed)}")  # what comes after would read what is not there
 
 if __name__ == "__main__": main()

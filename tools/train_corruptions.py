@@ -61,9 +61,10 @@ def fair_runs(o):
     return [("train", "cifar10-corruptions-cpu", {**o, "name": S})], hardened
 
 def variant_runs(o):
-    "Latent noise without the demand for equal answers, in the set of the twelve and in that of the four, and of more noise."
-    run = lambda name, **more: ("harden", "cifar10-gaussian-cpu", {**o, "name": f"cifar10-gaussian-{name}-cpu", **more})
-    return [run("free", weight=0.), run("free-extra", weight=0., names=extra, S="cifar10-corruptions-extra-cpu"), run("sigma2", sigma=2.)]
+    "Latent noise without the demand for equal answers, in the set of the twelve and in that of the four, and of more noise; random points of a small ball."
+    run = lambda name, method="gaussian", **more: ("harden", f"cifar10-{method}-cpu", {**o, "name": f"cifar10-{method}-{name}-cpu", **more})
+    return [run("free", weight=0.), run("free-extra", weight=0., names=extra, S="cifar10-corruptions-extra-cpu"), run("sigma2", sigma=2.), run("sigma4", sigma=4.),
+            run("small", "augment", radius=2.)]
 
 def fine(images, cycles=8):
     "What images hold above so many cycles in their height or width, in any direction."
