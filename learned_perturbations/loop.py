@@ -8,6 +8,7 @@ __all__ = ['Step', 'batch_positions', 'resident', 'ahead', 'shared_batches', 'br
 
 # %% ../nbs/reference/loop.ipynb #96c07213
 import copy
+import inspect
 import json
 import math
 import time
@@ -207,8 +208,9 @@ class Loop:
         self.resume()
         model = torch.compile(net) if r.compile else net
         # the batch statistics saved are those of the first process
-        self.model = (DistributedDataParallel(model, broadcast_buffers=False)
-                      if self.several else model)
+        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        apart = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        self.model = DistributedDataParallel(model, **apart) if self.several else model
         self.watch, self.saved, self.begun = Watch(self.device), time.time(), time.time()
         self.pool, self.writing = ThreadPoolExecutor(1), None
 
@@ -287,10 +289,12 @@ class Loop:
             before = [b.clone() for b in self.net.buffers()]
         while True:
             try: logs = self.gradients(*args)
-            except torch.OutOfMemoryError as e: self.halve(whole, e)
+            except torch.OutOfMemoryError as e:
+                why = e.with_traceback(None)  # its frames hold what the pass has made
             else:
                 self.fits = max(self.fits, self.piece(whole))
                 return logs
+            self.halve(whole, why)
             self.seed()
             with torch.no_grad():
                 for b, old in zip(self.net.buffers(), before): b.copy_(old)
