@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sources', 'Pairs', 'batches', 'EightBits', 'held_on', 'TensorPairs', 'Subset', 'KnownPairs', 'VersionPairs', 'folder',
-           'ScenePairs', 'scenes', 'borrowed', 'pair_of', 'DatasetPairs', 'check_source', 'as_pairs', 'takes',
-           'held_out_pairs', 'npz', 'CleanPairs', 'with_names', 'images', 'linf', 'rts']
+           'ScenePairs', 'scenes', 'borrowed', 'pair_of', 'DatasetPairs', 'check_source', 'data_set', 'as_pairs',
+           'takes', 'held_out_pairs', 'npz', 'CleanPairs', 'with_names', 'images', 'linf', 'rts']
 
 # %% ../nbs/02_pairs.ipynb #5b5d1105
 import copy
@@ -350,6 +350,22 @@ def check_source(
                          "numbers must follow from the item's number, seed and epoch")
     return pairs
 
+def data_set(
+    data, # a data set, or a DataLoader of one
+):
+    """Returns the data set; warns of what a DataLoader says besides, which is not used. Raises
+    TypeError for an IterableDataset."""
+    loader = isinstance(data, DataLoader)
+    if loader: data = data.dataset
+    kind = type(data).__name__
+    if isinstance(data, IterableDataset):
+        raise TypeError(f"{kind} is an IterableDataset: items are asked for by number, so "
+                        "write __len__ and __getitem__")
+    if loader:
+        warnings.warn(f"of the DataLoader only its dataset is used, {kind}: batches and "
+                      "order are those of the run", stacklevel=3)
+    return data
+
 def as_pairs(
     data, # a source of pairs, a Dataset of pairs, a DataLoader of one; tensors (x, x̃[, y])
 ):
@@ -359,15 +375,8 @@ def as_pairs(
     tensors = tensors and all(isinstance(t, torch.Tensor) for t in data)
     if tensors and all(t.ndim != 3 for t in data[:2]):  # 3: one pair, not a batch
         return TensorPairs(*data)
-    loader = isinstance(data, DataLoader)
-    data = data.dataset if loader else data
+    data = data_set(data)
     kind = type(data).__name__
-    if isinstance(data, IterableDataset):
-        raise TypeError(f"{kind} is an IterableDataset: pairs are asked for by number, so "
-                        "write __len__ and __getitem__")
-    if loader:
-        warnings.warn(f"of the DataLoader only its dataset is used, {kind}: batches and "
-                      "order are those of the run", stacklevel=2)
     if not hasattr(data, "__len__"):
         raise TypeError(f"pairs must have a length, {kind} has no __len__")
     if takes(getattr(data, "batch", None), "seed", "epoch"): return check_source(data)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 # %% ../nbs/11_robust_training.ipynb #d50911f9
@@ -36,7 +36,7 @@ from .cvae import LearnedSet
 from .devices import device_of, environment, processes
 from .fingerprints import fingerprint
 from .loop import fit
-from .pairs import Subset, TensorPairs, as_pairs, sources
+from .pairs import Subset, TensorPairs, as_pairs, data_set, sources
 from .recipe import (Training, begin_run, check_idle, check_training,
                                           has_ended, known, pick, schedule)
 from .registry import Registry
@@ -337,8 +337,8 @@ def labelled_pairs(
         if x_tilde: check_images(x_tilde[0], "x_tilde", like=x)
         return TensorPairs(x, x_tilde[0] if x_tilde else x, y)
     if hasattr(data, "batch"): return as_pairs(data)
-    if isinstance(data, DataLoader): data = data.dataset
-    if not isinstance(data, Dataset) or isinstance(data, IterableDataset):
+    data = data_set(data)
+    if not isinstance(data, Dataset):
         raise TypeError("data must be (x, y), (x, y, x_tilde), a Dataset of (x, y), or a "
                         f"source with labels; got {type(data).__name__}")
     pairs = as_pairs(LabelledItems(data))
