@@ -28,7 +28,7 @@ from .filters import (Noise, correlate, disk, each, eight_bits,
                                            frost_textures,
                                            gaussian, jpeg, motion, plasma, poisson, resize,
                                            resolve, sample, water, zoom)
-from .fingerprints import fingerprint, is_ours
+from .fingerprints import fingerprint, top_module
 from .labelled_images import (check_data, check_split, hold_out,
                                                    load_images, named)
 from .pairs import Pairs, borrowed
@@ -457,8 +457,9 @@ def word_of(
     """Returns what a corruption is called in files and fingerprints: its name; that of a
     user's function has letters behind it that change with what it does."""
     f = corruptions[name]
+    if isinstance(name, str) and top_module(f) == "learned_perturbations": return name
     word = name if isinstance(name, str) else getattr(f, "__qualname__", type(f).__qualname__)
-    return word if is_ours(f) else f"{word}-{fingerprint(f)}"
+    return f"{word}-{fingerprint(f)}"
 
 pairings = ("original", "two", "both")
 
