@@ -100,7 +100,7 @@ plain_kinds = (int, float, complex, str, bytes, range, slice, np.generic, torch.
                torch.dtype, torch.device, type(None))
 
 def is_value(v):
-    "Returns whether it is a number, a word, a tensor or an array of numbers, None, …"
+    "Returns whether it is a number, a word, a tensor or array of numbers, None, and the like."
     return v.dtype.kind in "biufc" if isinstance(v, np.ndarray) else isinstance(v, plain_kinds)
 
 def globals_of(
