@@ -165,7 +165,7 @@ def evaluate(
     m = {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
     used, holds = S.kl_per_dimension(pairs, seed) > .01, {
         k: over_passes(v) for k, v in bounds_that_hold(m, S.radius).items()}
-    table = {k: dict(summary(over_passes(v)), infinite=int((~v.isfinite()).sum()))
+    table = {k: dict(summary(over_passes(v)), infinite=int((~v.isfinite()).all(0).sum()))
              for k, v in m.items() if v.is_floating_point() and v.isfinite().any()}
     return dict(radius=S.radius, latent_dim=S.latent_dim,
                 pixels=pairs.batch(torch.arange(1))[0].numel(), active=proportion(used),
@@ -367,9 +367,9 @@ def conformal(
 ):
     """Returns one row for each allowed probability: promise, τ, radius, and the share of test
     pairs that the radius holds."""
-    if not isinstance(misses, (tuple, list)):
+    if not isinstance(misses, (tuple, list, np.ndarray, torch.Tensor)):
         raise TypeError(f"misses must be a list of probabilities, got {misses!r}")
-    for a in misses: check_number(a, "misses", high=1.)
+    misses = [check_number(a, "misses", high=1.) for a in misses]
     val, test = calibration_parts(S, val, test, calibration)
     n, m, device = min(calibration, len(val) // 2), min(calibration, len(test)), device_of(S)
     def drawn_by(source):  # else pair i of both would have one and the same perturbation

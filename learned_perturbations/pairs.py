@@ -344,8 +344,10 @@ def check_source(
     try: inspect.signature(pairs.batch).bind(one)
     except TypeError as e:
         raise TypeError(f"{kind}.batch needs defaults: batch(idx, seed=0, epoch=0)") from e
-    first, again = pairs.batch(one), pairs.batch(one)
-    if not all(torch.allclose(a, b, 0, 0, equal_nan=True) for a, b in zip(first, again)):
+    first, again = ([t for t in pairs.batch(one) if isinstance(t, torch.Tensor)]
+                    for _ in range(2))
+    if not all(a.shape == b.shape and torch.allclose(a, b, 0, 0, equal_nan=True)
+               for a, b in zip(first, again)):
         raise ValueError(f"item 0 of {kind} differs when it is asked for twice: its random "
                          "numbers must follow from the item's number, seed and epoch")
     return pairs
@@ -370,7 +372,7 @@ def as_pairs(
     data, # a source of pairs, a Dataset of pairs, a DataLoader of one; tensors (x, x̃[, y])
 ):
     """Returns a source of pairs. Raises TypeError if it cannot be made into one, ValueError if
-    it gives other items when it is asked again."""
+    its first item differs when it is asked again."""
     tensors = isinstance(data, (tuple, list)) and len(data) in (2, 3)
     tensors = tensors and all(isinstance(t, torch.Tensor) for t in data)
     if tensors and all(t.ndim != 3 for t in data[:2]):  # 3: one pair, not a batch
