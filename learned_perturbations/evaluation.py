@@ -367,7 +367,7 @@ def conformal(
 ):
     """Returns one row for each allowed probability: promise, τ, radius, and the share of test
     pairs that the radius holds."""
-    if not isinstance(misses, (tuple, list, np.ndarray, torch.Tensor)):
+    if not hasattr(misses, "__len__"):
         raise TypeError(f"misses must be a list of probabilities, got {misses!r}")
     misses = [check_number(a, "misses", high=1.) for a in misses]
     val, test = calibration_parts(S, val, test, calibration)
