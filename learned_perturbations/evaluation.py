@@ -163,8 +163,7 @@ def evaluate(
     parts = [in_rows(lambda idx: work(idx, epoch), n, path and f"{path}.{epoch}", made, batch,
                      "evaluating") for epoch in range(passes)]
     m = {k: torch.stack([p[k] for p in parts]) for k in parts[0]}
-    used, holds = S.kl_per_dimension(pairs, seed) > .01, {
-        k: over_passes(v) for k, v in bounds_that_hold(m, S.radius).items()}
+    used, holds = S.kl_per_dimension(pairs, seed) > .01, bounds_that_hold(m, S.radius)
     table = {k: dict(summary(over_passes(v)), infinite=int((~v.isfinite()).all(0).sum()))
              for k, v in m.items() if v.is_floating_point() and v.isfinite().any()}
     return dict(radius=S.radius, latent_dim=S.latent_dim,
@@ -172,7 +171,8 @@ def evaluate(
                 table=table,
                 converged={k: proportion(over_passes(m[f"{k}_converged"]))
                            for k in ("nearest", "farthest")},
-                bounds={k: proportion(v) for k, v in holds.items() if len(v)},
+                bounds={k: proportion(v) for k, every in holds.items()
+                        if len(v := over_passes(every))},
                 settings=settings)
 
 # %% ../nbs/08_evaluation.ipynb #8c3440c8

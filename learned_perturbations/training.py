@@ -186,7 +186,7 @@ def training_pairs(
         n = min(r.limit or len(pairs), len(pairs))
         tqdm.write(f"{r.name}: {n} items to learn from, {len(val)} for validation")
     elif val is None:
-        pairs, val = held_out_pairs(as_pairs(pairs), seed=r.seed)
+        pairs, val = held_out_pairs(pairs, seed=r.seed)
         tqdm.write(f"{r.name}: {len(val)} of {len(val) + len(pairs)} items "
                    "are held out for validation")
     else: pairs, val = as_pairs(pairs), as_pairs(val)
